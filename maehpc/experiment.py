@@ -1,0 +1,64 @@
+"""Where everything of an experiment lies. Paths alone: nothing is read or written here.
+
+results/NAME/
+  recipe.yaml  provenance.json
+  pretrain/DATASET/   stage.json metrics.jsonl speed.jsonl tensorboard/ checkpoints/ … done.json
+  finetune/DATASET/   the same, and the classifier
+  maps/DATASET.zarr   explanations
+  ledger/DATASET/     store.json, attempts/, one record a finished shard
+  report/             tables and figures
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The folder of one experiment."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        """Code, packages, machine and data of every run."""
+        return self.root / "provenance.json"
+
+    def stage(self, stage: str, dataset: str) -> Path:
+        """The folder of a training stage (`pretrain`, `finetune`) on one data set."""
+        return self.root / stage / dataset
+
+    def maps(self, dataset: str) -> Path:
+        """The Zarr group of one data set's explanations."""
+        return self.root / "maps" / f"{dataset}.zarr"
+
+    def ledger(self, dataset: str) -> Path:
+        """The ledger of that group."""
+        return self.root / "ledger" / dataset
+
+    def mapped_datasets(self) -> list[str]:
+        """Names of the data sets that have a ledger, sorted."""
+        folder = self.root / "ledger"
+        return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+    def datasets_of(self, stage: str) -> list[str]:
+        """Names of the data sets that have a folder of `stage`, sorted."""
+        folder = self.root / stage
+        return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def find_experiments(root: Path) -> list[Experiment]:
+    """Experiments at or below `root` (folders that hold a recipe.yaml), sorted by path."""
+    if (root / "recipe.yaml").is_file():
+        return [Experiment(root)]
+    return [
+        Experiment(path.parent)
+        for path in sorted(root.glob("*/recipe.yaml")) + sorted(root.glob("*/*/recipe.yaml"))
+    ]

@@ -1,0 +1,160 @@
+"""Files that are whole or absent: temporary name, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from maehpc.errors import RunError
+
+PARTIAL = ".partial-"
+"""Every temporary name carries this mark; a leftover with it was never published and may be deleted."""
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the quota is used up; free some space and run the same command again",
+    errno.EROFS: "the file system is read-only; choose a writable folder",
+    errno.EACCES: "permission is denied; choose a folder you may write to",
+    errno.EPERM: "permission is denied; choose a folder you may write to",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another folder",
+    errno.EIO: "the device reported an input/output error; check the disk and run the same command again",
+}
+
+
+def write_error(path: Path, error: OSError) -> RunError:
+    """The sentence for an `OSError` met while writing `path`."""
+    reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+    return RunError(f"cannot write {path}: {reason}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an `OSError` inside the block into a `RunError` about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def partial_name(path: Path) -> Path:
+    """A temporary name beside `path`, unique to this call."""
+    return path.with_name(f".{path.name}{PARTIAL}{uuid.uuid4().hex}")
+
+
+def remove_partials(folder: Path) -> None:
+    """Deletes unpublished leftovers directly inside `folder`. The caller owns the folder."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.name.startswith(".") and PARTIAL in path.name:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def fsync_path(path: Path) -> None:
+    """Flushes one file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> Path:
+    """Creates a folder and its parents.
+
+    Raises:
+        RunError: it cannot be created.
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Renames a finished, fsynced file or folder to its final name and makes the rename durable.
+
+    A folder cannot replace a folder that holds anything; a file replaces a file.
+    """
+    with writing(path):
+        partial.replace(path)
+        fsync_path(path.parent)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Gives a temporary path to write a file at; publishes it when the block ends well, removes it otherwise.
+
+    Raises:
+        RunError: the disk refused (full, read-only, no permission).
+    """
+    make_folder(path.parent)
+    partial = partial_name(path)
+    try:
+        with writing(path):
+            yield partial
+            fsync_path(partial)
+        publish(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a whole file or nothing."""
+    with atomic_path(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole UTF-8 text file or nothing."""
+    write_bytes(path, text.encode())
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spare blanks: equal values give equal bytes.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot say.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes an indented JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-able value's canonical form."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 (hex) of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes, read in blocks."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def require_writable(folder: Path) -> None:
+    """Fails before any work where `folder` cannot be written.
+
+    Raises:
+        RunError: the folder cannot be made or written.
+    """
+    make_folder(folder)
+    probe = folder / f".probe{PARTIAL}{uuid.uuid4().hex}"
+    with writing(folder):
+        probe.touch()
+        probe.unlink()

@@ -1,0 +1,97 @@
+"""One owner of a folder: a lock against a live rival, and attempts that fence a dead one.
+
+    FOLDER/lock                 held (flock) while an owner lives; the kernel frees it when the owner dies
+    FOLDER/attempts/0001.json   one file an attempt, created exclusively; the highest number owns the folder
+
+The lock refuses a second run. The attempts serve where no lock reaches (a file system without flock, a process
+that outlived its node's failure): a writer asks `still_owner` before it records anything, and an older one is told
+to stop. Neither depends on a clock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from maehpc import files
+from maehpc.errors import InputError, RunError
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A running attempt's claim on a folder."""
+
+    folder: Path
+    attempt: int
+
+    def still_owner(self) -> None:
+        """Checks that no newer attempt has begun.
+
+        Raises:
+            RunError: a newer attempt owns the folder; this one must not record anything more.
+        """
+        newest = newest_attempt(self.folder)
+        if newest != self.attempt:
+            raise RunError(
+                f"attempt {self.attempt} no longer owns {self.folder}: attempt {newest} has begun; this process stops"
+            )
+
+
+def newest_attempt(folder: Path) -> int:
+    """The highest attempt number recorded in `folder`, 0 where there is none."""
+    attempts = folder / "attempts"
+    numbers = [int(path.stem) for path in attempts.glob("[0-9]*.json")] if attempts.is_dir() else []
+    return max(numbers, default=0)
+
+
+def _begin_attempt(folder: Path) -> int:
+    attempts = files.make_folder(folder / "attempts")
+    record = {"pid": os.getpid(), "host": platform.node(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
+    while True:
+        number = newest_attempt(folder) + 1
+        try:
+            with files.writing(attempts), (attempts / f"{number:04d}.json").open("x") as handle:
+                json.dump(record, handle)
+                handle.flush()
+                os.fsync(handle.fileno())
+        except RunError as error:
+            if isinstance(error.__cause__, FileExistsError):
+                continue
+            raise
+        files.fsync_path(attempts)
+        return number
+
+
+@contextmanager
+def own(folder: Path) -> Iterator[Owner]:
+    """Owns `folder` for the length of the block.
+
+    Raises:
+        InputError: another live process owns it.
+        RunError: the folder cannot be written.
+    """
+    files.make_folder(folder)
+    path = folder / "lock"
+    with files.writing(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            raise InputError(
+                f"{folder} is being written by {holder}; wait until it ends, or give this run another --name"
+            ) from None
+        owner = Owner(folder, _begin_attempt(folder))
+        with files.writing(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+        yield owner
+    finally:
+        os.close(descriptor)

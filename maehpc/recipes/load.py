@@ -1,0 +1,167 @@
+"""Reading recipes: YAML files that may include others, and overrides from the command line.
+
+A recipe file holds any part of a `Recipe`; the key `include` names recipes to start from, merged in order, the file's
+own keys last. Names without a suffix are looked up in jobs/ (`pretrain/vit-base`), anything else is a path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from maehpc.errors import InputError
+from maehpc.recipes.settings import Recipe
+from maehpc.shipped import shipped_folder
+
+SUFFIXES = (".yaml", ".yml")
+SECTIONS = frozenset(Recipe.model_fields)
+
+
+def list_recipes() -> list[str]:
+    """Names of the shipped recipes, such as `pretrain/vit-base`."""
+    jobs = shipped_folder("jobs")
+    return sorted(path.relative_to(jobs).with_suffix("").as_posix() for path in jobs.rglob("*.yaml"))
+
+
+def _locate(name: str, beside: Path | None) -> Path:
+    if name.endswith(SUFFIXES):
+        path = Path(name).expanduser()
+        if not path.is_absolute() and beside is not None:
+            path = beside.parent / path
+        if not path.is_file():
+            raise InputError(
+                f"recipe {path} does not exist; give a YAML file or one of {', '.join(list_recipes())}"
+            )
+        return path
+    if name not in list_recipes():
+        raise InputError(
+            f"there is no recipe '{name}'; choose one of {', '.join(list_recipes())} or give a .yaml file"
+        )
+    return shipped_folder("jobs") / f"{name}.yaml"
+
+
+def _merged(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in update.items():
+        old = result.get(key)
+        result[key] = (
+            _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        )
+    return result
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"recipe {path} is not YAML: {' '.join(str(error).split())}; mend that line"
+        ) from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(f"recipe {path} must hold a mapping of settings, not {type(value).__name__}")
+    return value
+
+
+def _resolve_includes(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path in chain:
+        raise InputError(f"recipe {path} includes itself; remove it from include")
+    mapping = _read_mapping(path)
+    includes = mapping.pop("include", [])
+    if isinstance(includes, str):
+        includes = [includes]
+    if not isinstance(includes, list) or not all(isinstance(name, str) for name in includes):
+        raise InputError(f"recipe {path}: include must be a list of recipe names")
+    result: dict[str, Any] = {}
+    for name in includes:
+        result = _merged(result, _resolve_includes(_locate(name, path), (*chain, path)))
+    return _merged(result, mapping)
+
+
+def _override_path(key: str, stage: str | None) -> list[str]:
+    words = key.split(".")
+    if words[0] in SECTIONS:
+        return words
+    if stage in SECTIONS:
+        return [stage, *words]
+    raise InputError(
+        f"--set {key}: begin with one of {', '.join(sorted(SECTIONS))}, for example finetune.optim.lr"
+    )
+
+
+def _parse_overrides(overrides: Iterable[str], stage: str | None) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {text}: write KEY=VALUE, for example optim.lr=1e-3")
+        try:
+            value = yaml.safe_load(raw)
+        except yaml.YAMLError as error:
+            raise InputError(
+                f"--set {text}: the value is not YAML: {' '.join(str(error).split())}"
+            ) from error
+        for word in reversed(_override_path(key, stage)):
+            value = {word: value}
+        result = _merged(result, value)
+    return result
+
+
+def _validated(mapping: Mapping[str, Any], origin: str) -> Recipe:
+    try:
+        return Recipe.model_validate(mapping)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "recipe"
+        if first["type"] == "extra_forbidden":
+            problem = f"there is no setting {field}; see `maehpc recipe schema` for those that exist"
+        else:
+            message = first["msg"].removeprefix("Value error, ")
+            given = "" if isinstance(first["input"], (dict, Recipe)) else f", not {first['input']!r}"
+            problem = f"{field}: {message[:1].lower() + message[1:]}{given}"
+        raise InputError(f"{origin}: {problem}") from error
+
+
+def load_recipe(name: str | None = None, overrides: Iterable[str] = (), stage: str | None = None) -> Recipe:
+    """A recipe by name or path, with `--set` overrides applied.
+
+    Args:
+        name: a shipped recipe (`pipeline/demo`), a path that ends in .yaml, or None for the defaults.
+        overrides: `key=value` texts; a key is looked up in the whole recipe, or else within `stage`.
+        stage: the stage being run, if one.
+
+    Raises:
+        InputError: the file, a key or a value is wrong.
+    """
+    mapping = {} if name is None else _resolve_includes(_locate(name, None))
+    return _validated(_merged(mapping, _parse_overrides(overrides, stage)), f"recipe {name or '(defaults)'}")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The resolved recipe an experiment wrote.
+
+    Raises:
+        InputError: the file is missing or does not hold a recipe.
+    """
+    return _validated(_resolve_includes(_locate(str(path), None)), f"recipe {path}")
+
+
+def overridden(recipe: Recipe, overrides: Iterable[str], stage: str | None = None) -> Recipe:
+    """`recipe` with `--set` overrides applied.
+
+    Raises:
+        InputError: a key or a value is wrong.
+    """
+    return _validated(_merged(recipe.model_dump(), _parse_overrides(overrides, stage)), "--set")
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `load_recipe` reads back to an equal one."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
