@@ -59,6 +59,5 @@ def find_experiments(root: Path) -> list[Experiment]:
     if (root / "recipe.yaml").is_file():
         return [Experiment(root)]
     return [
-        Experiment(path.parent)
-        for path in sorted(root.glob("*/recipe.yaml")) + sorted(root.glob("*/*/recipe.yaml"))
+        Experiment(path.parent) for path in sorted(root.glob("*/recipe.yaml")) + sorted(root.glob("*/*/recipe.yaml"))
     ]

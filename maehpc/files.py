@@ -9,7 +9,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,19 @@ _REASONS = {
     errno.EACCES: "permission is denied; choose a folder you may write to",
     errno.EPERM: "permission is denied; choose a folder you may write to",
     errno.ENOTDIR: "a file stands where a folder is needed; choose another folder",
+    errno.EEXIST: "a file stands where a folder is needed; choose another folder",
+    errno.EISDIR: "a folder stands where a file is needed; move it away and run the same command again",
     errno.EIO: "the device reported an input/output error; check the disk and run the same command again",
 }
 
 
+def _reason(error: OSError) -> str:
+    return _REASONS.get(error.errno or 0, error.strerror or str(error))
+
+
 def write_error(path: Path, error: OSError) -> RunError:
     """The sentence for an `OSError` met while writing `path`."""
-    reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
-    return RunError(f"cannot write {path}: {reason}")
+    return RunError(f"cannot write {path}: {_reason(error)}")
 
 
 @contextmanager
@@ -44,18 +49,45 @@ def writing(path: Path) -> Iterator[None]:
         raise write_error(path, error) from error
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns an `OSError` inside the block into a `RunError` about `path`, but lets an absent file be told apart.
+
+    Raises:
+        FileNotFoundError: the file, or a folder above it, is not there.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(error.errno, "no such file", str(path)) from error
+    except PermissionError as error:
+        raise RunError(f"cannot read {path}: permission is denied; make it readable") from error
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {_reason(error)}") from error
+
+
 def partial_name(path: Path) -> Path:
     """A temporary name beside `path`, unique to this call."""
     return path.with_name(f".{path.name}{PARTIAL}{uuid.uuid4().hex}")
 
 
+def is_partial(path: Path) -> bool:
+    """Whether `path` is an unpublished leftover, by its name."""
+    return path.name.startswith(".") and PARTIAL in path.name
+
+
 def remove_partials(folder: Path) -> None:
-    """Deletes unpublished leftovers directly inside `folder`. The caller owns the folder."""
+    """Deletes unpublished leftovers directly inside `folder`. The caller owns the folder.
+
+    Raises:
+        RunError: one cannot be deleted.
+    """
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        if path.name.startswith(".") and PARTIAL in path.name:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if is_partial(path):
+            with writing(path):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def fsync_path(path: Path) -> None:
@@ -68,13 +100,16 @@ def fsync_path(path: Path) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Creates a folder and its parents.
+    """Creates a folder and its parents, durably.
 
     Raises:
         RunError: it cannot be created.
     """
     with writing(path):
+        absent = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        for folder in absent:
+            fsync_path(folder.parent)
     return path
 
 
@@ -103,7 +138,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             fsync_path(partial)
         publish(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that takes no writes; what went wrong first is what the user must hear
+            partial.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -1,1 +1,1 @@
-"""cli."""
+"""The command line: parse, call, print. Heavy imports stand inside the commands."""

@@ -1,1 +1,12 @@
-"""explain."""
+"""Explanations: attribution maps of a classifier, and how far they move when the image hardly does.
+
+    noise ──► sensitivity ──► explainer ◄── engine ◄── gradcam, rescale
+
+`Explainer` is what a stage uses; `Engine` is where maps come from.
+"""
+
+from maehpc.explain.engine import Attribution, Engine
+from maehpc.explain.explainer import Explainer, Explanation
+from maehpc.explain.noise import NoiseKey
+
+__all__ = ["Attribution", "Engine", "Explainer", "Explanation", "NoiseKey"]

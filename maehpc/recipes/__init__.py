@@ -1,6 +1,6 @@
 """Recipes: what to compute. Typed settings, YAML files in jobs/, overrides, a JSON schema."""
 
-from maehpc.recipes.load import list_recipes, load_recipe, overridden, read_recipe, recipe_yaml
+from maehpc.recipes.load import list_recipes, load_recipe, read_recipe, recipe_yaml
 from maehpc.recipes.settings import (
     AdapterSettings,
     DataSettings,
@@ -33,7 +33,6 @@ __all__ = [
     "SensitivitySettings",
     "list_recipes",
     "load_recipe",
-    "overridden",
     "read_recipe",
     "recipe_yaml",
 ]

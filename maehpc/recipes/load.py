@@ -33,14 +33,10 @@ def _locate(name: str, beside: Path | None) -> Path:
         if not path.is_absolute() and beside is not None:
             path = beside.parent / path
         if not path.is_file():
-            raise InputError(
-                f"recipe {path} does not exist; give a YAML file or one of {', '.join(list_recipes())}"
-            )
+            raise InputError(f"recipe {path} does not exist; give a YAML file or one of {', '.join(list_recipes())}")
         return path
     if name not in list_recipes():
-        raise InputError(
-            f"there is no recipe '{name}'; choose one of {', '.join(list_recipes())} or give a .yaml file"
-        )
+        raise InputError(f"there is no recipe '{name}'; choose one of {', '.join(list_recipes())} or give a .yaml file")
     return shipped_folder("jobs") / f"{name}.yaml"
 
 
@@ -48,9 +44,7 @@ def _merged(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any
     result = dict(base)
     for key, value in update.items():
         old = result.get(key)
-        result[key] = (
-            _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-        )
+        result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
 
 
@@ -60,9 +54,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise InputError(
-            f"recipe {path} is not YAML: {' '.join(str(error).split())}; mend that line"
-        ) from error
+        raise InputError(f"recipe {path} is not YAML: {' '.join(str(error).split())}; mend that line") from error
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -91,9 +83,7 @@ def _override_path(key: str, stage: str | None) -> list[str]:
         return words
     if stage in SECTIONS:
         return [stage, *words]
-    raise InputError(
-        f"--set {key}: begin with one of {', '.join(sorted(SECTIONS))}, for example finetune.optim.lr"
-    )
+    raise InputError(f"--set {key}: begin with one of {', '.join(sorted(SECTIONS))}, for example finetune.optim.lr")
 
 
 def _parse_overrides(overrides: Iterable[str], stage: str | None) -> dict[str, Any]:
@@ -105,9 +95,7 @@ def _parse_overrides(overrides: Iterable[str], stage: str | None) -> dict[str, A
         try:
             value = yaml.safe_load(raw)
         except yaml.YAMLError as error:
-            raise InputError(
-                f"--set {text}: the value is not YAML: {' '.join(str(error).split())}"
-            ) from error
+            raise InputError(f"--set {text}: the value is not YAML: {' '.join(str(error).split())}") from error
         for word in reversed(_override_path(key, stage)):
             value = {word: value}
         result = _merged(result, value)
@@ -129,18 +117,29 @@ def _validated(mapping: Mapping[str, Any], origin: str) -> Recipe:
         raise InputError(f"{origin}: {problem}") from error
 
 
-def load_recipe(name: str | None = None, overrides: Iterable[str] = (), stage: str | None = None) -> Recipe:
-    """A recipe by name or path, with `--set` overrides applied.
+def load_recipe(
+    name: str | None = None,
+    overrides: Iterable[str] = (),
+    stage: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    base: Recipe | None = None,
+) -> Recipe:
+    """A recipe by name or path, laid over a base, with overrides applied.
 
     Args:
-        name: a shipped recipe (`pipeline/demo`), a path that ends in .yaml, or None for the defaults.
-        overrides: `key=value` texts; a key is looked up in the whole recipe, or else within `stage`.
+        name: a shipped recipe (`pipeline/demo`), a path that ends in .yaml, or None for the base alone.
+        overrides: `key=value` texts; a key is looked up in the whole recipe, or else within `stage`. They win.
         stage: the stage being run, if one.
+        settings: nested settings that come after the file and before the overrides.
+        base: what the file is laid over; the defaults where None.
 
     Raises:
         InputError: the file, a key or a value is wrong.
     """
-    mapping = {} if name is None else _resolve_includes(_locate(name, None))
+    mapping: dict[str, Any] = base.model_dump() if base else {}
+    if name is not None:
+        mapping = _merged(mapping, _resolve_includes(_locate(name, None)))
+    mapping = _merged(mapping, settings or {})
     return _validated(_merged(mapping, _parse_overrides(overrides, stage)), f"recipe {name or '(defaults)'}")
 
 
@@ -151,15 +150,6 @@ def read_recipe(path: Path) -> Recipe:
         InputError: the file is missing or does not hold a recipe.
     """
     return _validated(_resolve_includes(_locate(str(path), None)), f"recipe {path}")
-
-
-def overridden(recipe: Recipe, overrides: Iterable[str], stage: str | None = None) -> Recipe:
-    """`recipe` with `--set` overrides applied.
-
-    Raises:
-        InputError: a key or a value is wrong.
-    """
-    return _validated(_merged(recipe.model_dump(), _parse_overrides(overrides, stage)), "--set")
 
 
 def recipe_yaml(recipe: Recipe) -> str:

@@ -20,7 +20,7 @@ ENCODER_SIZES: dict[str, tuple[int, int, int, int]] = {
     "vit-large": (1024, 24, 16, 16),
     "vit-huge": (1280, 32, 16, 14),
 }
-"""Width, depth, heads and patch size by name (Dosovitskiy et al. 2021, table 1; Touvron et al. 2021 for tiny, small)."""
+"""Width, depth, heads and patch size by name (Dosovitskiy et al. 2021; Touvron et al. 2021 for tiny, small)."""
 
 METHOD_ALIASES = {"deeplift": "deeplift-captum"}
 """`deeplift` names captum's rules, the variant of the report; the stores always carry the full name."""
@@ -50,9 +50,7 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _statistics_fit_channels(self) -> Self:
         if self.channels == 1 and self.normalization == "imagenet":
-            raise ValueError(
-                "ImageNet's statistics need channels: 3; use normalization: dataset with channels: 1"
-            )
+            raise ValueError("ImageNet's statistics need channels: 3; use normalization: dataset with channels: 1")
         return self
 
 
@@ -75,23 +73,17 @@ class EncoderSettings(Settings):
     @model_validator(mode="after")
     def _known(self) -> Self:
         if self.name.startswith("timm:"):
-            given = [
-                key for key in ("patch_size", "width", "depth", "heads") if getattr(self, key) is not None
-            ]
+            given = [key for key in ("patch_size", "width", "depth", "heads") if getattr(self, key) is not None]
             if given:
                 raise ValueError(f"{given[0]} cannot be set for {self.name}: a timm model has its own")
         elif self.name not in ENCODER_SIZES:
             raise ValueError(f"'{self.name}' is none of {', '.join(ENCODER_SIZES)} or timm:NAME")
         elif self.weights == "timm":
-            raise ValueError(
-                "weights: timm needs name: timm:NAME (for example timm:vit_base_patch16_224.mae)"
-            )
+            raise ValueError("weights: timm needs name: timm:NAME (for example timm:vit_base_patch16_224.mae)")
         elif self.dimensions[0] % self.dimensions[2]:
             raise ValueError(f"width {self.dimensions[0]} is not divisible by heads {self.dimensions[2]}")
         elif self.dimensions[0] % 4:
-            raise ValueError(
-                f"width {self.dimensions[0]} is not divisible by 4, which 2-D sine-cosine positions need"
-            )
+            raise ValueError(f"width {self.dimensions[0]} is not divisible by 4, which 2-D sine-cosine positions need")
         return self
 
     @property
@@ -136,9 +128,7 @@ class OptimSettings(Settings):
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     min_lr: Annotated[float, Field(ge=0)] = Field(0.0, description="where the cosine ends")
-    clip_grad: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="largest L2 norm of all gradients"
-    )
+    clip_grad: Annotated[float, Field(gt=0)] | None = Field(None, description="largest L2 norm of all gradients")
 
     @model_validator(mode="after")
     def _one_rate(self) -> Self:
@@ -167,9 +157,7 @@ class PretrainSettings(Settings):
     decoder: DecoderSettings = DecoderSettings()
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     norm_pix: bool = Field(True, description="targets are normalised a patch")
-    optim: OptimSettings = OptimSettings(
-        base_lr=1.5e-4, weight_decay=0.05, betas=(0.9, 0.95), schedule="cosine"
-    )
+    optim: OptimSettings = OptimSettings(base_lr=1.5e-4, weight_decay=0.05, betas=(0.9, 0.95), schedule="cosine")
     epochs: Positive = 800
     batch_size: Positive = Field(4096, description="images an optimizer step")
     accumulate: Positive = Field(1, description="micro-batches an optimizer step")
@@ -179,9 +167,7 @@ class PretrainSettings(Settings):
     )
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint: CheckpointSettings = CheckpointSettings()
-    reconstructions: Annotated[int, Field(ge=0)] = Field(
-        8, description="test images dumped as reconstructions"
-    )
+    reconstructions: Annotated[int, Field(ge=0)] = Field(8, description="test images dumped as reconstructions")
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
@@ -196,9 +182,7 @@ class AdapterSettings(Settings):
     """The head on the encoder's representation."""
 
     layers: Literal[1, 2] = Field(2, description="1: a linear layer; 2: linear, activation, linear")
-    hidden: Positive | None = Field(
-        None, description="width between the two layers; the encoder's where null"
-    )
+    hidden: Positive | None = Field(None, description="width between the two layers; the encoder's where null")
     activation: Literal["relu", "gelu"] = "relu"
 
 
@@ -206,17 +190,13 @@ class FinetuneSettings(Settings):
     """A classifier on the encoder. The defaults are the course report's protocol."""
 
     freeze: bool = Field(True, description="train the adapter alone, on features computed once")
-    representation: Literal["cls", "mean"] = Field(
-        "cls", description="CLS token, or mean of the patch tokens"
-    )
+    representation: Literal["cls", "mean"] = Field("cls", description="CLS token, or mean of the patch tokens")
     adapter: AdapterSettings = AdapterSettings()
     optim: OptimSettings = OptimSettings(name="adam", lr=0.1)
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="learning-rate factor a block; needs freeze: false"
     )
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="stochastic depth; needs freeze: false"
-    )
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="stochastic depth; needs freeze: false")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     epochs: Positive = 20
     batch_size: Positive = 64
@@ -236,9 +216,7 @@ class FinetuneSettings(Settings):
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
         if self.freeze and (self.layer_decay != 1.0 or self.drop_path):
-            raise ValueError(
-                "layer_decay and drop_path change a trained encoder; set freeze: false or leave them out"
-            )
+            raise ValueError("layer_decay and drop_path change a trained encoder; set freeze: false or leave them out")
         if self.crop_scale and not 0 < self.crop_scale[0] <= self.crop_scale[1]:
             raise ValueError("crop_scale must be two rising fractions above 0, for example [0.2, 1.0]")
         return self
@@ -261,20 +239,14 @@ class GradCamSettings(Settings):
 class DeepLiftSettings(Settings):
     """DeepLIFT with captum's rules (Shrikumar et al. 2017)."""
 
-    baseline: Literal["mean", "black"] = Field(
-        "mean", description="mean: 0 in normalised space; black: pixel value 0"
-    )
+    baseline: Literal["mean", "black"] = Field("mean", description="mean: 0 in normalised space; black: pixel value 0")
 
 
 class SensitivitySettings(Settings):
     """Max explanation sensitivity by uniform sampling (Yeh et al. 2019, equation 1)."""
 
-    samples: Annotated[int, Field(ge=0)] = Field(
-        10, description="perturbations an image; 0 leaves sensitivity out"
-    )
-    radius: Annotated[float, Field(gt=0)] = Field(
-        0.02, description="half side of the L-inf ball, in units of `space`"
-    )
+    samples: Annotated[int, Field(ge=0)] = Field(10, description="perturbations an image; 0 leaves sensitivity out")
+    radius: Annotated[float, Field(gt=0)] = Field(0.02, description="half side of the L-inf ball, in units of `space`")
     space: Literal["normalised", "pixel"] = Field("normalised", description="pixel values lie in [0, 1]")
     clip: bool = Field(False, description="clip the perturbed image to valid pixel values")
     norm: Literal["l2", "l1", "linf"] = Field(

@@ -1,0 +1,44 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both make .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test test-fast lint types install wheel clean
+
+help:
+	@echo "make demo       the whole study on real images, in minutes, on this machine"
+	@echo "make test       lint, types and all tests"
+	@echo "make test-fast  lint, types and the quick tests"
+	@echo "make install    .venv alone"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+install: $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(BIN)/python -m maehpc demo
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+test: lint types
+	$(BIN)/pytest
+
+test-fast: lint types
+	$(BIN)/pytest -m "not slow"
+
+wheel: $(INSTALLED)
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf dist build .mypy_cache .pytest_cache .ruff_cache

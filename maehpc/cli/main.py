@@ -1,0 +1,74 @@
+"""The command `maehpc`: one module a command, imported when it is called.
+
+Nothing heavy is imported here, so that `maehpc --help` and shell completion answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from maehpc import __version__
+from maehpc.errors import MaehpcError
+
+COMMANDS = {
+    "run": ("maehpc.cli.run", "Run a stage here, in the foreground: pretrain, finetune, explain or pipeline."),
+    "data": ("maehpc.cli.data", "List, fetch, pack and verify data sets."),
+    "aggregate": ("maehpc.cli.aggregate", "Tables, figures and a report over experiments."),
+    "verify": ("maehpc.cli.verify", "Check stores and checkpoints against their digests."),
+    "recipe": ("maehpc.cli.recipe", "List recipes, show one, print the JSON schema."),
+    "completion": ("maehpc.cli.completion", "Print the shell's completion script."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are needed, not when they are listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="maehpc")
+def maehpc() -> None:
+    """Pretrain masked autoencoders, finetune classifiers, and measure how far their explanations hold.
+
+    Exit codes: 0 done, 1 failed, 2 wrong input.
+    """
+
+
+def main() -> None:
+    """Runs the command line; every expected error is one sentence on stderr."""
+    try:
+        maehpc.main(standalone_mode=False)
+    except MaehpcError as error:
+        click.echo(f"maehpc: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as error:
+        click.echo(f"maehpc: {error.format_message()}", err=True)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("maehpc: interrupted; run the same command again to go on", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def results_option(function: Function) -> Function:
+    """Where experiments lie."""
+    return click.option(
+        "--results",
+        type=click.Path(path_type=Path),
+        default=Path("results"),
+        show_default=True,
+        help="Folder of experiments.",
+    )(function)
+
+
+def packs_option(function: Function) -> Function:
+    """Where packed data sets lie."""
+    return click.option(
+        "--packs",
+        type=click.Path(path_type=Path),
+        envvar="MAEHPC_PACKS",
+        help="Folder of packed data sets.  [default: RESULTS/packs]",
+    )(function)
+
+
+def verbosity_options(function: Function) -> Function:
+    """How much is said."""
+    function = click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and results.")(function)
+    return click.option("-v", "--verbose", is_flag=True, help="Also show the libraries' log messages.")(function)
+
+
+def json_option(function: Function) -> Function:
+    """Results for scripts."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")(function)
+
+
+def set_verbosity(verbose: bool) -> None:
+    """Lets the libraries speak, or not."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(name)s: %(message)s")
+
+
+def complete_recipe(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of shipped recipes that begin with what is typed."""
+    from maehpc.recipes import list_recipes
+
+    return [name for name in list_recipes() if name.startswith(incomplete)]

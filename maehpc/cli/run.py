@@ -1,0 +1,165 @@
+"""`maehpc run STAGE`: a stage in this process, on one device; the debug mode."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from maehpc.cli.options import (
+    complete_recipe,
+    json_option,
+    packs_option,
+    results_option,
+    set_verbosity,
+    verbosity_options,
+)
+
+if TYPE_CHECKING:
+    from maehpc.progress import Progress
+    from maehpc.recipes import Recipe
+
+DEFAULT_RECIPES = {
+    "pretrain": "pretrain/vit-base",
+    "finetune": "finetune/report",
+    "explain": "explain/report",
+    "pipeline": "pipeline/demo",
+}
+
+
+@click.command("run")
+@click.argument("stage", type=click.Choice(list(DEFAULT_RECIPES)))
+@click.option(
+    "--recipe",
+    shell_complete=complete_recipe,
+    help="A name from `maehpc recipe list` or a YAML file.  [default: the experiment's own, else by stage: "
+    + ", ".join(f"{stage}: {recipe}" for stage, recipe in DEFAULT_RECIPES.items())
+    + "]",
+)
+@click.option("--name", help="Experiment: the folder below RESULTS.  [default: the recipe's last word]")
+@click.option("--datasets", help="Names, .npz files or image folders, with commas between; all: whatever is here.")
+@click.option("--methods", help="Attribution methods, with commas between.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, as optim.lr=1e-3.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of every random draw.")
+@click.option("--cluster", default="debug", show_default=True, help="Profile: where to compute.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="What computes.  [default: the profile's]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the profile's]")
+@click.option("--pdb", "debugger", is_flag=True, help="Drop into the debugger where an error is raised.")
+@results_option
+@packs_option
+@json_option
+@verbosity_options
+def command(debugger: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Run STAGE here: pretrain, finetune, explain, or pipeline for all in a chain.
+
+    A run that was stopped, however, goes on where it was when the same command is given again.
+    """
+    from maehpc.cli.terminal import reporter
+
+    set_verbosity(verbose)
+    try:
+        _run(reporter(quiet), **options)
+    except Exception:
+        if debugger:
+            import pdb
+            import traceback
+
+            traceback.print_exc()
+            pdb.post_mortem(sys.exc_info()[2])
+        raise
+
+
+def _settings(datasets: tuple[str, ...], methods: str | None, seed: int | None) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    if datasets:
+        settings["datasets"] = datasets
+    if methods:
+        settings["explain"] = {"methods": tuple(word.strip() for word in methods.split(","))}
+    if seed is not None:
+        settings["seed"] = seed
+    return settings
+
+
+def _datasets(text: str | None, source_size: int, packs: Path, progress: Progress) -> tuple[str, ...]:
+    from maehpc.data import available
+    from maehpc.errors import InputError
+
+    if text is None:
+        return ()
+    if text != "all":
+        return tuple(word.strip() for word in text.split(",") if word.strip())
+    statuses = [status for status in available(packs) if status.size == source_size or len(status.entry.sizes) == 1]
+    left_out = [status.entry.name for status in statuses if status.state == "missing"]
+    if left_out:
+        progress.say(f"--datasets all leaves out {', '.join(left_out)}: no file here (see `maehpc data list`)")
+    found = tuple(status.entry.name for status in statuses if status.state != "missing")
+    if not found:
+        raise InputError("--datasets all: no data set is here; see `maehpc data list`")
+    return found
+
+
+def _run(
+    progress: Progress,
+    stage: str,
+    recipe: str | None,
+    name: str | None,
+    datasets: str | None,
+    methods: str | None,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    cluster: str,
+    device: Any,
+    threads: int | None,
+    results: Path,
+    packs: Path | None,
+    as_json: bool,
+) -> None:
+    from maehpc.cli.summary import print_summary
+    from maehpc.devices import choose_device, configure
+    from maehpc.experiment import Experiment
+    from maehpc.launch.profile import load_profile
+    from maehpc.recipes import load_recipe
+    from maehpc.report import aggregate
+    from maehpc.stages.begin import begin, existing_recipe
+    from maehpc.stages.context import Context
+    from maehpc.stages.pipeline import run_stages, stages_of
+
+    profile = load_profile(cluster)
+    packs = packs or results / "packs"
+    experiment = Experiment(results / experiment_name(name, recipe, stage))
+    base = existing_recipe(experiment)
+    if recipe is None and base is None:
+        recipe = DEFAULT_RECIPES[stage]
+        progress.say(f"recipe {recipe} (the default of {stage}; `maehpc recipe list` shows the others)")
+    given = load_recipe(recipe, overrides, stage, base=base)
+    chosen = _datasets(datasets, given.data.source_size, packs, progress)
+    settled: Recipe = load_recipe(recipe, overrides, stage, _settings(chosen, methods, seed), base)
+    computing_device = choose_device(device or profile.device)
+    configure(computing_device, threads or profile.threads)
+    context = Context(experiment, settled, computing_device, packs, progress)
+    begin(context, sys.argv[1:])
+    names = stages_of(stage, settled.encoder.weights)
+    records = run_stages(context, names)
+    if stage == "pipeline":
+        print_summary(aggregate(experiment.root), as_json)
+    elif as_json:
+        click.echo(json.dumps(records))
+    else:
+        progress.say(f"results in {experiment.root}")
+
+
+def experiment_name(name: str | None, recipe: str | None, stage: str) -> str:
+    """The experiment's folder: as given, or the last word of the recipe's name.
+
+    Raises:
+        InputError: the name is a path.
+    """
+    from maehpc.errors import InputError
+
+    name = name or Path(recipe or DEFAULT_RECIPES[stage]).stem
+    if Path(name).name != name or name.startswith("."):
+        raise InputError(f"--name {name}: give a plain folder name; --results says where it lies")
+    return name

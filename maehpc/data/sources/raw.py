@@ -1,0 +1,116 @@
+"""What every source gives: uint8 images and int64 labels of three splits, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maehpc.data.catalogue import SplitName, Task
+from maehpc.errors import InputError
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+MOST_CLASSES = 10_000
+
+
+@dataclass(frozen=True)
+class RawSplits:
+    """A data set before packing.
+
+    Attributes:
+        name: as in `dataset_name`.
+        title: for figures.
+        task: how labels are to be read.
+        classes: class names by label.
+        labels: int64 [N], or [N, K] of 0 and 1 for a multi-label task, a split.
+        images: reads one split's uint8 [N, H, W, C], C in {1, 3}; one split is held in memory at a time.
+        description: where the images come from and how they were split, in words.
+        fingerprint: digest of the source's bytes, None where the source cannot change.
+    """
+
+    name: str
+    title: str
+    task: Task
+    classes: tuple[str, ...]
+    labels: dict[SplitName, Labels]
+    images: Callable[[SplitName], Images]
+    description: str
+    fingerprint: str | None = None
+
+
+class Source(Protocol):
+    """A place to read a data set from; making one touches no file."""
+
+    @property
+    def name(self) -> str:
+        """The data set's name."""
+
+    @property
+    def pack_name(self) -> str:
+        """The stem of its pack's file."""
+
+    def where(self) -> str | None:
+        """Where its bytes lie now, None where they are absent."""
+
+    def fingerprint(self) -> str | None:
+        """Digest of a source that the user may change; None where it is fixed or absent."""
+
+    def read(self) -> RawSplits:
+        """The images and labels.
+
+        Raises:
+            InputError: the source is absent or wrong.
+        """
+
+
+def plain_task(classes: int) -> Task:
+    """The task of a single-label set that says nothing else about itself."""
+    return "binary-class" if classes == 2 else "multi-class"
+
+
+def checked_images(array: NDArray[Any], where: str) -> Images:
+    """`array` as uint8 [N, H, W, C]; grey [N, H, W] gets its channel.
+
+    Args:
+        array: images as a file gave them.
+        where: the file and array, for the sentence.
+
+    Raises:
+        InputError: the dtype or shape is not that of images.
+    """
+    if array.dtype != np.uint8:
+        raise InputError(f"{where} is {array.dtype}; save the images as uint8 from 0 to 255")
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[3] not in (1, 3) or 0 in array.shape:
+        raise InputError(f"{where} has shape {array.shape}; give at least one image as [N, H, W] or [N, H, W, 3]")
+    return array
+
+
+def checked_labels(array: NDArray[Any], where: str) -> Labels:
+    """`array` as int64 [N], or [N, K] of 0 and 1 where it has more than one column.
+
+    Args:
+        array: labels as a file gave them.
+        where: the file and array, for the sentence.
+
+    Raises:
+        InputError: the dtype, shape or values are not those of labels.
+    """
+    if array.dtype.kind not in "iub":
+        raise InputError(f"{where} is {array.dtype}; save the labels as integers")
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim not in (1, 2) or 0 in array.shape:
+        raise InputError(f"{where} has shape {array.shape}; give [N] or [N, 1] labels, or [N, K] for multi-label")
+    highest = 1 if array.ndim == 2 else MOST_CLASSES - 1
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > highest:
+        meaning = "multi-label columns hold 0 or 1" if array.ndim == 2 else "classes are counted from 0"
+        raise InputError(f"{where} holds label {low if low < 0 else high}; {meaning}")
+    return array.astype(np.int64)

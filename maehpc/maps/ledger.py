@@ -1,0 +1,161 @@
+"""The ledger: which files are whole, and what their bytes are. Nothing else is believed.
+
+A record that cannot be read, was cut off, or breaks its own rules is no record. Records are written whole (see
+`maehpc.files`), after everything they vouch for is on the disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from maehpc import files
+from maehpc.errors import RunError
+from maehpc.maps.layout import StoreLayout
+
+_LAYOUT = TypeAdapter(StoreLayout)
+
+Count = Annotated[int, Field(ge=0)]
+
+Damage = Literal["missing", "truncated", "flipped", "unreadable"]
+"""missing: a recorded file is absent; truncated: it is shorter than recorded; flipped: it holds other bytes;
+unreadable: the disk does not give it back."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(_Record):
+    """What one file holds."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    bytes: Count
+
+
+class ShardRecord(_Record):
+    """A finished shard."""
+
+    shard: Count
+    images: tuple[Count, Count]
+    files: dict[str, FileRecord]
+    digest: str
+    attempt: Count
+
+
+class StoreRecord(_Record):
+    """What a store is made from (`digest` speaks for inputs and layout), and its files that are no shards."""
+
+    digest: str
+    inputs: dict[str, Any]
+    layout: StoreLayout
+    files: dict[str, FileRecord]
+
+    @model_validator(mode="after")
+    def _true_to_itself(self) -> Self:
+        if self.digest != store_digest(self.inputs, self.layout):
+            raise ValueError("digest does not fit inputs and layout")
+        return self
+
+    def accepts(self, shard: int, record: ShardRecord) -> bool:
+        """Whether `record` speaks of this shard of this very store."""
+        return (
+            record.shard == shard
+            and record.digest == self.digest
+            and record.images == self.layout.span(shard)
+            and sorted(record.files) == self.layout.shard_files(shard)
+        )
+
+
+AnyRecord = TypeVar("AnyRecord", bound=_Record)
+
+
+def file_record(data: bytes) -> FileRecord:
+    """The record of a file of these bytes."""
+    return FileRecord(sha256=files.sha256_bytes(data), bytes=len(data))
+
+
+def damage(path: Path, record: FileRecord, deep: bool = True) -> Damage | None:
+    """What is wrong with a file, None where it is as recorded.
+
+    Args:
+        path: the file.
+        record: what it must hold.
+        deep: read it and compare its SHA-256; without it presence and size alone are compared.
+    """
+    try:
+        with files.reading(path):
+            size = path.stat().st_size
+            if size < record.bytes:
+                return "truncated"
+            return "flipped" if size > record.bytes or (deep and files.sha256_file(path) != record.sha256) else None
+    except FileNotFoundError:
+        return "missing"
+    except RunError:
+        return "unreadable"
+
+
+def plain_layout(layout: StoreLayout) -> dict[str, Any]:
+    """The layout as JSON has it."""
+    plain: dict[str, Any] = _LAYOUT.dump_python(layout, mode="json")
+    return plain
+
+
+def store_digest(inputs: dict[str, Any], layout: StoreLayout) -> str:
+    """One SHA-256 for everything that a shard's content depends on."""
+    return files.digest({"inputs": inputs, "layout": plain_layout(layout)})
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The records of one store."""
+
+    folder: Path
+
+    @property
+    def store_path(self) -> Path:
+        """Where the store's own record lies."""
+        return self.folder / "store.json"
+
+    def shard_path(self, shard: int) -> Path:
+        """Where a shard's record lies."""
+        return self.folder / f"shard-{shard:05d}.json"
+
+    def store(self) -> StoreRecord | None:
+        """The store's record, if there is a readable one."""
+        return _read(self.store_path, StoreRecord)
+
+    def shard(self, shard: int) -> ShardRecord | None:
+        """A shard's record, if there is a readable one."""
+        return _read(self.shard_path(shard), ShardRecord)
+
+    def write_store(self, record: StoreRecord) -> None:
+        """Records what the store is."""
+        files.write_json(self.store_path, record.model_dump(mode="json"))
+
+    def write_shard(self, record: ShardRecord) -> None:
+        """Records a shard whose files are on the disk."""
+        files.write_json(self.shard_path(record.shard), record.model_dump(mode="json"))
+
+    def forget(self, shard: int) -> None:
+        """Removes a shard's record for good: from here on the shard does not exist."""
+        path = self.shard_path(shard)
+        with files.writing(path):
+            if path.exists():
+                path.unlink()
+                files.fsync_path(self.folder)
+
+
+def _read(path: Path, kind: type[AnyRecord]) -> AnyRecord | None:
+    try:
+        with files.reading(path):
+            data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError:
+        return None

@@ -1,0 +1,265 @@
+"""A store of explanations: written one shard at a time by one owner, read only where the ledger vouches for it.
+
+Order of a write: the shard's files under temporary names; the old record removed, if there was one; each file
+fsynced and renamed; and when all of that is on the disk, the new record. At no instant does the ledger vouch for
+bytes that might not be there. Whether this process still owns the store is asked before the first rename and before
+the record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maehpc import files
+from maehpc.errors import InputError, RunError
+from maehpc.maps import codec
+from maehpc.maps.layout import StoreLayout
+from maehpc.maps.ledger import (
+    FileRecord,
+    Ledger,
+    ShardRecord,
+    StoreRecord,
+    damage,
+    file_record,
+    plain_layout,
+    store_digest,
+)
+from maehpc.ownership import Owner
+
+_NAMED_DIFFERENCES = 3
+
+
+class MapStore:
+    """One data set's explanations. Get one from `create` (to write) or `open` (to read)."""
+
+    def __init__(
+        self, path: Path, ledger: Ledger, record: StoreRecord, metadata: dict[str, bytes], owner: Owner | None
+    ) -> None:
+        self.path = path
+        self._ledger = ledger
+        self._record = record
+        self._metadata = metadata
+        self._owner = owner
+
+    @classmethod
+    def create(cls, path: Path, ledger: Path, layout: StoreLayout, inputs: Mapping[str, Any], owner: Owner) -> MapStore:
+        """Creates a store, or takes up one that an earlier attempt left, whatever state it was left in.
+
+        Temporary leftovers go, and metadata that is absent or damaged is written anew. Shards are left alone: see
+        `missing`.
+
+        Args:
+            path: the Zarr group's folder.
+            ledger: the ledger's folder.
+            layout: what the store holds.
+            inputs: JSON of all else that its content depends on (weights, data, seed, settings).
+            owner: this process's claim on the ledger's folder.
+
+        Raises:
+            InputError: another store is there. Nothing has been written.
+            RunError: a folder cannot be written, or a newer attempt has begun.
+        """
+        book = Ledger(ledger)
+        digest = store_digest(dict(inputs), layout)
+        earlier = book.store()
+        if earlier is not None and earlier.digest != digest:
+            raise InputError(
+                f"{path} was made from something else ({_differences(earlier, inputs, layout)}); "
+                "give this run another --name, or restore what has changed"
+            )
+        if earlier is None and not book.store_path.exists() and _holds_anything(path):
+            raise InputError(
+                f"{path} holds files that the ledger {ledger} knows nothing of; move it away, or give this run "
+                "another --name"
+            )
+        owner.still_owner()
+        files.require_writable(ledger)
+        files.require_writable(path)
+        for folder in [ledger, path, *(entry for entry in path.rglob("*") if entry.is_dir())]:
+            files.remove_partials(folder)
+
+        if earlier is None or _damaged(path, earlier.files):
+            content = codec.fixed_files(layout)
+            records = {name: file_record(data) for name, data in content.items()}
+            book.write_store(StoreRecord(digest=digest, inputs=dict(inputs), layout=layout, files=records))
+            for name in _damaged(path, records):
+                files.write_bytes(path / name, content[name])
+        return cls.open(path, ledger, owner)
+
+    @classmethod
+    def open(cls, path: Path, ledger: Path, owner: Owner | None = None) -> MapStore:
+        """Opens a store that `create` has made.
+
+        Args:
+            path: the Zarr group's folder.
+            ledger: the ledger's folder.
+            owner: the claim to write under; None to read alone.
+
+        Raises:
+            InputError: there is no store, or its metadata is not what was recorded.
+        """
+        book = Ledger(ledger)
+        record = book.store()
+        if record is None:
+            raise InputError(f"{book.store_path} is absent or unreadable; run explain to make the store")
+        metadata = {}
+        for name, recorded in record.files.items():
+            data = _read(path / name)
+            if data is None or file_record(data) != recorded:
+                state = "is absent" if data is None else "is not what its ledger recorded"
+                raise InputError(f"{path / name} {state}; run explain again to write it anew")
+            metadata[name] = data
+        return cls(path, book, record, metadata, owner)
+
+    @property
+    def layout(self) -> StoreLayout:
+        """What the store holds."""
+        return self._record.layout
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What was explained, and how (the Zarr group's attributes)."""
+        return self.layout.attributes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the inputs and the layout: what the content depends on."""
+        return self._record.digest
+
+    @property
+    def complete(self) -> bool:
+        """Whether no shard is missing, as far as `missing` sees without reading the files."""
+        return not self.missing()
+
+    def images(self, shard: int) -> range:
+        """The indices of a shard's images."""
+        return range(*self.layout.span(shard))
+
+    def missing(self, deep: bool = False) -> list[int]:
+        """The shards that must be computed: not recorded, or not as recorded.
+
+        Args:
+            deep: read every file and compare its SHA-256; without it presence and size alone are compared.
+        """
+        return [shard for shard in range(self.layout.shards) if not self._whole(shard, deep)]
+
+    def shards(self, deep: bool = False) -> list[int]:
+        """The shards that are not `missing`."""
+        return [shard for shard in range(self.layout.shards) if self._whole(shard, deep)]
+
+    def read(self, name: str, shard: int) -> NDArray[Any]:
+        """One array's values [n, *shape] for a shard of n images; the bytes are checked before they are decoded.
+
+        Raises:
+            KeyError: the store has no such array.
+            RunError: the shard is not recorded, or its file is not what was recorded.
+        """
+        relative = self.layout.shard_file(name, shard)
+        record = self._shard_record(shard)
+        if record is None:
+            raise RunError(f"shard {shard} of {self.path} is not recorded; run explain to compute it")
+        data = _read(self.path / relative)
+        if data is None or file_record(data) != record.files[relative]:
+            state = "is absent" if data is None else "is not what its ledger recorded"
+            raise RunError(f"{self.path / relative} {state}; run explain again to compute shard {shard} anew")
+        return codec.decode(self.layout, name, shard, self._metadata[f"{name}/zarr.json"], data)
+
+    def write_shard(self, shard: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Writes and records a shard, whole or not at all.
+
+        Args:
+            shard: which.
+            arrays: by name, every array of the layout: [n, *shape] of its dtype, n the images of the shard.
+
+        Raises:
+            ValueError: the arrays are not those of the layout.
+            RunError: the disk refused, or a newer attempt owns the store. The shard is then not recorded.
+        """
+        if self._owner is None:
+            raise ValueError(f"{self.path} was opened without an owner: for reading alone")
+        self._check(shard, arrays)
+        records: dict[str, FileRecord] = {}
+        with ExitStack() as renames:
+            for name in sorted(arrays):
+                relative = self.layout.shard_file(name, shard)
+                data = codec.encode(self.layout, name, shard, arrays[name])
+                records[relative] = file_record(data)
+                renames.enter_context(files.atomic_path(self.path / relative)).write_bytes(data)
+            self._owner.still_owner()
+            self._ledger.forget(shard)
+        self._owner.still_owner()
+        self._ledger.write_shard(
+            ShardRecord(
+                shard=shard,
+                images=self.layout.span(shard),
+                files=records,
+                digest=self.digest,
+                attempt=self._owner.attempt,
+            )
+        )
+
+    def _check(self, shard: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        if not 0 <= shard < self.layout.shards:
+            raise ValueError(f"shard {shard} is none of the {self.layout.shards} of {self.path}")
+        if sorted(arrays) != sorted(self.layout.arrays):
+            raise ValueError(f"arrays {sorted(arrays)} were given for {sorted(self.layout.arrays)}")
+        for name, values in arrays.items():
+            expected = self.layout.arrays[name]
+            shape = (len(self.images(shard)), *expected.shape)
+            if values.shape != shape or values.dtype != np.dtype(expected.dtype):
+                raise ValueError(
+                    f"{name} is {values.dtype}{list(values.shape)} for {expected.dtype}{list(shape)} in shard {shard}"
+                )
+
+    def _shard_record(self, shard: int) -> ShardRecord | None:
+        record = self._ledger.shard(shard)
+        return record if record is not None and self._record.accepts(shard, record) else None
+
+    def _whole(self, shard: int, deep: bool) -> bool:
+        record = self._shard_record(shard)
+        return record is not None and not _damaged(self.path, record.files, deep)
+
+
+def _damaged(root: Path, records: Mapping[str, FileRecord], deep: bool = True) -> list[str]:
+    """The files that are not as recorded, by relative path."""
+    return [name for name, record in records.items() if damage(root / name, record, deep)]
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        with files.reading(path):
+            return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _holds_anything(folder: Path) -> bool:
+    return folder.is_dir() and any(not files.is_partial(entry) for entry in folder.iterdir())
+
+
+def _differences(earlier: StoreRecord, inputs: Mapping[str, Any], layout: StoreLayout) -> str:
+    """In words, what an earlier store was made from and what is asked for now; the layout follows from the inputs."""
+    now = json.loads(files.canonical_json(inputs))
+    old, new = dict(_leaves(earlier.inputs)), dict(_leaves(now))
+    if old == new:
+        old, new = dict(_leaves(plain_layout(earlier.layout))), dict(_leaves(plain_layout(layout)))
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    told = [f"{key} was {json.dumps(old.get(key))} and is {json.dumps(new.get(key))}" for key in changed]
+    more = [f"and {len(told) - _NAMED_DIFFERENCES} more"] if len(told) > _NAMED_DIFFERENCES else []
+    return ", ".join(told[:_NAMED_DIFFERENCES] + more)
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested objects, by dotted key. A list is a value."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, value

@@ -1,0 +1,67 @@
+"""A report while it grows: rows, figures, recipes, and what is missing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from maehpc import files
+from maehpc.errors import MaehpcError
+from maehpc.recipes import Recipe, recipe_yaml
+from maehpc.report.figures.distributions import Distribution
+from maehpc.report.figures.style import Draw, write_figure
+from maehpc.report.page import Picture, RecipeText
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+class Collected:
+    """What has been gathered for a report in the folder `out`."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.files: list[Path] = []
+        self.missing: list[str] = []
+        self.sensitivity: list[Mapping[str, Any]] = []
+        self.scores: list[Mapping[str, Any]] = []
+        self.distributions: list[Distribution] = []
+        self.pictures: list[Picture] = []
+        self.recipes: list[RecipeText] = []
+
+    def lacks(self, place: str, sentence: str) -> None:
+        """Notes that something of `place` is not in the report."""
+        self.missing.append(f"{place}: {sentence}")
+
+    @contextmanager
+    def tolerating(self, place: str) -> Iterator[None]:
+        """Runs a block that reads files of `place`; where one turns out wrong, notes that and goes on after the block.
+
+        Nothing may be written inside: a full disk is no gap in the results.
+        """
+        try:
+            yield
+        except MaehpcError as error:
+            self.lacks(place, str(error))
+
+    def add_recipe(self, experiment: str, recipe: Recipe) -> None:
+        """Adds an experiment's recipe and its digest."""
+        digest = files.digest(recipe.model_dump(mode="json"))
+        self.recipes.append(RecipeText(experiment, digest, recipe_yaml(recipe)))
+
+    def add_figure(self, kind: str, place: str, caption: str, draw: Draw) -> None:
+        """Draws and writes a figure called after its kind and place, and no other.
+
+        Raises:
+            RunError: the disk refused.
+        """
+        name = _UNSAFE.sub("-", f"{kind}-{place}" if place else kind)
+        taken = {path.stem for path in self.files}
+        number = 1
+        while (stem := name if number == 1 else f"{name}-{number}") in taken:
+            number += 1
+        png, pdf = write_figure(self.out / stem, draw)
+        self.files += [png, pdf]
+        self.pictures.append(Picture(place, caption, png.name, pdf.name))

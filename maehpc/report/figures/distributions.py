@@ -1,0 +1,94 @@
+"""Distribution of max sensitivity over images: one column a method, one row a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+from numpy.typing import NDArray
+
+from maehpc.report.figures import style
+from maehpc.report.methods import Method, method
+
+_BINS = 48
+_KEY = "bar: quartiles, gap: median; diamond: mean with its 95 % bootstrap interval"
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """One data set's scores.
+
+    Attributes:
+        label: what is said left of the row.
+        scores: by method: [N] max sensitivity, NaN and infinite values left out.
+        intervals: by method: ends of the confidence interval of the mean, NaN where unknown.
+        sampling: how the scores came about ("10 perturbations, radius 0.02 in normalised space").
+    """
+
+    label: str
+    scores: Mapping[str, NDArray[np.float64]]
+    intervals: Mapping[str, tuple[float, float]]
+    sampling: str
+
+
+def draw_distributions(rows: Sequence[Distribution]) -> Figure:
+    """Draws histograms on one scale, with median, quartiles and the mean's confidence interval below each.
+
+    Args:
+        rows: at least one, and at least one score among them.
+    """
+    samplings = {row.sampling for row in rows}
+    sampling = samplings.pop() if len(samplings) == 1 else "not all sampled alike: see the recipes"
+    names = list(dict.fromkeys(name for row in rows for name in row.scores))
+    figure = Figure(figsize=(1.3 + 2.1 * len(names), 1.05 + 0.62 * len(rows)), layout="constrained")
+    axes = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
+    edges, logarithmic = _bins(np.concatenate([scores for row in rows for scores in row.scores.values()]))
+    for axis, name in zip(axes, names, strict=True):
+        look = method(name)
+        axis.set_title(look.title, fontweight="bold", color=look.colour)
+        for place, row in enumerate(rows):
+            if len(row.scores.get(name, ())):
+                _draw_one(axis, -place, row.scores[name], row.intervals[name], edges, look)
+        if logarithmic:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(numticks=6))
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlim(edges[0], edges[-1])
+        axis.set_ylim(-len(rows) + 0.55, 0.8)
+        axis.set_yticks([-place for place in range(len(rows))], [row.label for row in rows])
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        axis.grid(axis="y", visible=False)
+    figure.supxlabel(f"max sensitivity ({sampling})\n{_KEY}", fontsize=7.5)
+    return figure
+
+
+def _bins(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], bool]:
+    low, high = float(values.min()), float(values.max())
+    if low > 0:
+        return np.geomspace(low / 1.25, high * 1.25, _BINS + 1), True
+    return np.linspace(low, high * 1.05 or 1.0, _BINS + 1), False
+
+
+def _draw_one(
+    axis: Axes,
+    base: float,
+    values: NDArray[np.float64],
+    interval: tuple[float, float],
+    edges: NDArray[np.float64],
+    look: Method,
+) -> None:
+    counts, _ = np.histogram(values, edges)
+    axis.stairs(0.62 * counts / counts.max() + base, edges, baseline=base, fill=True, color=look.colour, alpha=0.45)
+    first, middle, third = np.quantile(values, [0.25, 0.5, 0.75])
+    below = base - 0.1
+    axis.plot([first, third], [below, below], color=look.colour, linewidth=3.2, solid_capstyle="butt")
+    axis.plot(middle, below, marker="|", color="white", markersize=5, markeredgewidth=1.4)
+    mean = float(values.mean())
+    ends = (mean, mean) if np.isnan(interval[0]) else interval
+    axis.plot(ends, [below - 0.14] * 2, color="black", linewidth=0.8, marker="|", markersize=4, markeredgewidth=0.8)
+    axis.plot(mean, below - 0.14, marker="D", color="black", markersize=2.2, markeredgewidth=0)

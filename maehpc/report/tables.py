@@ -1,0 +1,182 @@
+"""Tables: their columns, and the same rows as CSV, Parquet, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from maehpc import files
+from maehpc.report.methods import method
+
+SENSITIVITY = {
+    "experiment": "folder of results",
+    "dataset": "name of the data set",
+    "title": "the data set's name in print",
+    "split": "split that was explained",
+    "method": "explanation method",
+    "images": "images explained in whole shards; every figure to the right is over these",
+    "of_images": "images the experiment set out to explain",
+    "accuracy": "accuracy of the classifier on the whole test split",
+    "auc": "area under the ROC curve on the whole test split (one against the rest, macro average)",
+    "sensitivity_max_mean": "mean over images of the max sensitivity (largest relative change of the map)",
+    "sensitivity_max_ci_low": "low end of the 95 % percentile bootstrap interval of that mean, over images",
+    "sensitivity_max_ci_high": "its high end",
+    "sensitivity_max_std": "standard deviation over images (n - 1)",
+    "sensitivity_max_median": "median over images",
+    "sensitivity_max_q25": "first quartile",
+    "sensitivity_max_q75": "third quartile",
+    "sensitivity_mean": "mean over images of the mean sensitivity over perturbations",
+    "flips": "share of all perturbations that change the predicted class, in [0, 1]",
+    "sensitivity_max_flip_free": "median over images of the max over the perturbations that do not",
+    "zero_maps": "images whose map is all zero: without sensitivity, in none of the figures above",
+    "completeness": "median over images of |sum of the map - (f(x) - f(b))| / |f(x) - f(b)|",
+}
+"""Columns of the table of sensitivity: one row an experiment, data set and method."""
+
+SCORES = {
+    "experiment": "folder of results",
+    "dataset": "name of the data set",
+    "title": "the data set's name in print",
+    "split": "train (the images trained on), val or test",
+    "images": "images scored",
+    "loss": "cross entropy, nats",
+    "accuracy": "accuracy",
+    "auc": "area under the ROC curve (one against the rest, macro average)",
+}
+"""Columns of the table of classifier scores: one row an experiment, data set and split."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table twice.
+
+    Attributes:
+        data: every column in full precision; NaN where nothing is known.
+        text: the same rows for people: few columns, few digits, `-` where nothing is known.
+    """
+
+    data: pd.DataFrame
+    text: pd.DataFrame
+
+
+def sensitivity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The table of `SENSITIVITY` from rows by column name."""
+    data = _frame(rows, SENSITIVITY)
+    spread = "{} [{}, {}]"
+    mean = ("sensitivity_max_mean", "sensitivity_max_ci_low", "sensitivity_max_ci_high")
+    median = ("sensitivity_max_median", "sensitivity_max_q25", "sensitivity_max_q75")
+    text = {
+        "Experiment": data["experiment"],
+        "Data set": data["title"],
+        "Method": [method(name).title for name in data["method"]],
+        "Images": _combined(data, ("images", "of_images"), str, "{} of {}"),
+        "Accuracy": _texts(data, "accuracy", _three_decimals),
+        "AUC": _texts(data, "auc", _three_decimals),
+        "Max sensitivity [95 % CI]": _combined(data, mean, _three_digits, spread),
+        "SD": _texts(data, "sensitivity_max_std", _three_digits),
+        "Median [quartiles]": _combined(data, median, _three_digits, spread),
+        "Mean sensitivity": _texts(data, "sensitivity_mean", _three_digits),
+        "Flips": _texts(data, "flips", lambda share: f"{100 * share:.1f} %"),
+        "Flip-free median": _texts(data, "sensitivity_max_flip_free", _three_digits),
+        "Zero maps": _texts(data, "zero_maps", str),
+        "Completeness error": _texts(data, "completeness", _three_digits),
+    }
+    return Table(data, pd.DataFrame(text, dtype=object))
+
+
+def scores_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The table of `SCORES` from rows by column name."""
+    data = _frame(rows, SCORES)
+    text = {
+        "Experiment": data["experiment"],
+        "Data set": data["title"],
+        "Split": data["split"],
+        "Images": _texts(data, "images", str),
+        "Loss": _texts(data, "loss", _three_decimals),
+        "Accuracy": _texts(data, "accuracy", _three_decimals),
+        "AUC": _texts(data, "auc", _three_decimals),
+    }
+    return Table(data, pd.DataFrame(text, dtype=object))
+
+
+_WHOLE = ("images", "of_images", "zero_maps")
+_WORDS = ("experiment", "dataset", "title", "split", "method")
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
+    types = {name: "Int64" if name in _WHOLE else "str" if name in _WORDS else "float64" for name in columns}
+    return pd.DataFrame(list(rows), columns=list(columns)).astype(types)
+
+
+def _three_decimals(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _three_digits(value: float) -> str:
+    if not np.isfinite(value):
+        return str(value)
+    return np.format_float_positional(value, precision=3, unique=False, fractional=False, trim="k").rstrip(".")
+
+
+def _texts(table: pd.DataFrame, column: str, write: Callable[[Any], str]) -> list[str]:
+    return ["-" if pd.isna(value) else write(value) for value in table[column]]
+
+
+def _combined(table: pd.DataFrame, columns: Sequence[str], write: Callable[[Any], str], pattern: str) -> list[str]:
+    """The columns in one; just the first where a later one is unknown."""
+    first, *others = (_texts(table, column, write) for column in columns)
+    rows = zip(first, *others, strict=True)
+    return [pattern.format(*row) if "-" not in row else row[0] for row in rows]
+
+
+def write_table(stem: Path, table: Table) -> list[Path]:
+    """Writes a table four times: its data as CSV and Parquet, its text as Markdown and LaTeX.
+
+    Args:
+        stem: path without suffix.
+        table: what to write.
+
+    Raises:
+        RunError: the disk refused.
+    """
+    csv, parquet, markdown, latex = (stem.with_name(stem.name + end) for end in (".csv", ".parquet", ".md", ".tex"))
+    files.write_text(csv, table.data.to_csv(index=False, lineterminator="\n"))
+    with files.atomic_path(parquet) as partial:
+        table.data.to_parquet(partial, index=False)
+    files.write_text(markdown, to_markdown(table.text))
+    files.write_text(latex, to_latex(table.text))
+    return [csv, parquet, markdown, latex]
+
+
+def to_markdown(text: pd.DataFrame) -> str:
+    """A table of text in GitHub's Markdown."""
+    rows = [list(text.columns), ["---"] * len(text.columns), *text.to_numpy().tolist()]
+    return "".join("| " + " | ".join(_escaped(cell, _MARKDOWN) for cell in row) + " |\n" for row in rows)
+
+
+def to_latex(text: pd.DataFrame) -> str:
+    """A table of text as a LaTeX `tabular` that needs no package."""
+    rows = [" & ".join(_escaped(cell, _LATEX) for cell in row) + r" \\" for row in text.to_numpy().tolist()]
+    head = " & ".join(_escaped(cell, _LATEX) for cell in text.columns) + r" \\"
+    lines = [rf"\begin{{tabular}}{{{'l' * len(text.columns)}}}", r"\hline", head, r"\hline", *rows, r"\hline"]
+    return "\n".join([*lines, r"\end{tabular}", ""])
+
+
+_MARKDOWN = {"\\": "\\\\", "|": "\\|", "\n": " ", "<": "&lt;", "*": "\\*", "_": "\\_"}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "[": "{[}",  # after a line's end a bare bracket would be read as a length
+    "\n": " ",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def _escaped(text: str, replacements: Mapping[str, str]) -> str:
+    return "".join(replacements.get(character, character) for character in text)

@@ -1,0 +1,122 @@
+"""What a stage is given, and how a stage's folder is begun, resumed, refused or found done.
+
+STAGE/DATASET/stage.json   what decides the result, written before any work
+STAGE/DATASET/done.json    the record that the result stands: the digest of stage.json and of each file
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maehpc import files
+from maehpc.errors import InputError
+from maehpc.experiment import Experiment
+from maehpc.ownership import Owner, own
+from maehpc.progress import Progress
+from maehpc.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a stage needs besides the data set's name.
+
+    Attributes:
+        experiment: where results go.
+        recipe: what to compute.
+        device: what computes.
+        packs: folder of packed data sets.
+        progress: where to report.
+    """
+
+    experiment: Experiment
+    recipe: Recipe
+    device: torch.device
+    packs: Path
+    progress: Progress
+
+
+def differing_fields(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Dotted names of what differs between two JSON values, with both values."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = sorted({*old, *new})
+        return [line for name in names for line in differing_fields(old.get(name), new.get(name), f"{prefix}.{name}")]
+    return [] if old == new else [f"{prefix.removeprefix('.')} was {old!r} and is {new!r} now"]
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value, or None where it is absent or not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """A stage's folder for one data set, once its inputs are settled."""
+
+    path: Path
+    digest: str
+
+    def result(self) -> dict[str, Any] | None:
+        """The record of the finished stage if it stands whole: same inputs, every file with its digest."""
+        record = read_json(self.path / "done.json")
+        if not isinstance(record, dict) or record.get("digest") != self.digest:
+            return None
+        for name, expected in record["files"].items():
+            path = self.path / name
+            if not path.is_file() or files.sha256_file(path) != expected:
+                return None
+        return record
+
+    def finish(self, owner: Owner, outputs: list[str], facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Records that the stage is done; `outputs` are names of its files."""
+        owner.still_owner()
+        sums = {name: files.sha256_file(self.path / name) for name in outputs}
+        record = {"digest": self.digest, "files": sums, **facts}
+        files.write_json(self.path / "done.json", record)
+        return record
+
+
+@contextmanager
+def stage_folder(path: Path, inputs: Mapping[str, Any]) -> Iterator[tuple[StageFolder, Owner]]:
+    """Owns a stage's folder and settles its inputs.
+
+    Args:
+        path: STAGE/DATASET of an experiment.
+        inputs: everything that decides the result, as JSON.
+
+    Raises:
+        InputError: another process owns the folder, or it holds results of other inputs.
+        RunError: it cannot be written.
+    """
+    inputs = json.loads(files.canonical_json(inputs))
+    files.require_writable(path)
+    with own(path) as owner:
+        refuse_other_inputs(path / "stage.json", inputs)
+        files.remove_partials(path)
+        files.write_json(path / "stage.json", inputs)
+        yield StageFolder(path, files.digest(inputs)), owner
+
+
+def refuse_other_inputs(path: Path, inputs: Any) -> None:
+    """Compares inputs with those that were written down before.
+
+    Raises:
+        InputError: they differ; the sentence names the first difference.
+    """
+    before = read_json(path)
+    if before is not None and before != inputs:
+        changes = differing_fields(before, inputs)
+        raise InputError(
+            f"{path.parent} holds results of other inputs ({'; '.join(changes[:2])}"
+            f"{f' and {len(changes) - 2} more' if len(changes) > 2 else ''}); "
+            f"give this run another --name, or delete that folder"
+        )

@@ -1,0 +1,35 @@
+"""Stages by name, and all of them in a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from maehpc.stages.context import Context
+from maehpc.stages.explain import explain
+from maehpc.stages.finetune import finetune
+from maehpc.stages.pretrain import pretrain
+
+Stage = Callable[[Context, str], dict[str, Any]]
+
+STAGES: dict[str, Stage] = {"pretrain": pretrain, "finetune": finetune, "explain": explain}
+
+
+def stages_of(name: str, weights: str) -> list[str]:
+    """The stages that `run NAME` goes through; pretraining only where the recipe starts from its weights."""
+    if name != "pipeline":
+        return [name]
+    return ["pretrain", "finetune", "explain"] if weights == "pretrain" else ["finetune", "explain"]
+
+
+def run_stages(context: Context, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Runs stages for each data set of the recipe in turn; what is done already is found, not computed again.
+
+    Returns:
+        The last stage's record for each data set.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for dataset in context.recipe.datasets:
+        for name in names:
+            results[dataset] = STAGES[name](context, dataset)
+    return results

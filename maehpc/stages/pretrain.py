@@ -1,0 +1,109 @@
+"""The pretrain stage: a data set's train split to MAE weights and a few reconstructions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from maehpc import files, keys
+from maehpc.data import Pack, dataset_name
+from maehpc.models import MaskedAutoencoder, build_encoder, save_weights
+from maehpc.stages.context import Context, StageFolder, stage_folder
+from maehpc.stages.inputs import data_inputs, open_pack, split_batches
+from maehpc.training.loop import LoopSettings, train
+from maehpc.training.pretrain import NAME, PretrainTask
+
+ENCODER = "encoder.safetensors"
+MAE = "mae.safetensors"
+RECONSTRUCTIONS = "reconstructions.safetensors"
+
+
+def pretrain(context: Context, dataset: str) -> dict[str, Any]:
+    """Pretrains on one data set, or finds it done.
+
+    Returns:
+        The record of done.json.
+
+    Raises:
+        InputError: wrong data, or the folder holds another recipe's results.
+        RunError: the loss is not finite, or the disk refused.
+    """
+    recipe, name = context.recipe, dataset_name(dataset)
+    with open_pack(context, dataset) as pack:
+        inputs = {
+            **data_inputs(context, pack),
+            "encoder": recipe.encoder.model_dump(mode="json", exclude={"weights"}),
+            "pretrain": recipe.pretrain.model_dump(mode="json", exclude={"checkpoint"}),
+        }
+        with stage_folder(context.experiment.stage(NAME, name), inputs) as (folder, owner):
+            if found := folder.result():
+                context.progress.say(f"{NAME} {name}: already done")
+                return found
+            mae = build_mae(context)
+            batches = split_batches(context, pack, "train", NAME, recipe.pretrain.crop_scale)
+            task = PretrainTask(mae, batches, recipe.pretrain, recipe.seed)
+            settings = LoopSettings(
+                label=f"{NAME} {name}",
+                stream=NAME,
+                seed=recipe.seed,
+                epochs=recipe.pretrain.epochs,
+                optim=recipe.pretrain.optim,
+                peak_lr=recipe.pretrain.optim.peak_lr(task.batch_size),
+                checkpoint=recipe.pretrain.checkpoint,
+            )
+            train(task, settings, folder.path, folder.digest, owner, context.progress)
+            outputs = write_outputs(context, folder, mae, pack)
+            return folder.finish(owner, outputs, {"images": task.images, "dataset": name})
+
+
+def build_mae(context: Context) -> MaskedAutoencoder:
+    """A freshly initialised MAE on the context's device; its weights are decided by the seed alone."""
+    recipe = context.recipe
+    scratch = recipe.encoder.model_copy(update={"weights": "scratch"})
+    encoder = build_encoder(scratch, recipe.data.image_size, recipe.data.channels, seed=recipe.seed)
+    mae = MaskedAutoencoder(encoder, recipe.pretrain.decoder, recipe.pretrain.norm_pix, recipe.seed)
+    return mae.to(context.device)
+
+
+def write_outputs(context: Context, folder: StageFolder, mae: MaskedAutoencoder, pack: Pack) -> list[str]:
+    """Writes the encoder, the whole MAE and the reconstructions; returns the files' names."""
+    mae.eval()
+    save_weights(folder.path / ENCODER, mae.encoder.state_dict(), {"kind": "encoder"})
+    save_weights(folder.path / MAE, mae.state_dict(), {"kind": "mae"})
+    if not context.recipe.pretrain.reconstructions:
+        return [ENCODER, MAE]
+    pictures = reconstruct(context, mae, pack)
+    with files.atomic_path(folder.path / RECONSTRUCTIONS) as partial:
+        save_file(pictures, partial, {"mask_ratio": str(context.recipe.pretrain.mask_ratio)})
+    return [ENCODER, MAE, RECONSTRUCTIONS]
+
+
+def reconstruct(context: Context, mae: MaskedAutoencoder, pack: Pack) -> dict[str, Tensor]:
+    """Original, masked and reconstructed test images, spread evenly over the split.
+
+    Returns:
+        `original`, `masked`, `reconstructed`: uint8 [K, H, W, C]; `index`: int64 [K].
+    """
+    settings = context.recipe.pretrain
+    batches = split_batches(context, pack, "test", NAME)
+    count = min(settings.reconstructions, len(batches.split))
+    indices = torch.linspace(0, len(batches.split) - 1, count).round().long()
+    generator = keys.generator(context.recipe.seed, NAME, "reconstruct")
+    noise = torch.rand(count, mae.patches, generator=generator).to(context.device)
+    images = batches.plain(indices)
+    with torch.no_grad():
+        masked, reconstructed = mae.reconstruct(images, noise, settings.mask_ratio)
+
+    def to_bytes(normalised: Tensor) -> Tensor:
+        pixels = batches.preprocess.denormalise(normalised).clamp(0, 1)
+        return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+
+    return {
+        "original": to_bytes(images),
+        "masked": to_bytes(masked),
+        "reconstructed": to_bytes(reconstructed),
+        "index": indices,
+    }

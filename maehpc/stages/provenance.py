@@ -1,0 +1,77 @@
+"""What computed an experiment: code, packages, machine, data. Enough to run it again (with recipe.yaml)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import maehpc
+from maehpc import files
+from maehpc.devices import machine
+
+PACKAGES = (
+    *("torch", "torchvision", "timm", "captum", "medmnist", "zarr", "h5py", "numpy", "scipy", "scikit-learn"),
+    *("pydantic", "safetensors", "matplotlib", "pandas"),
+)
+
+
+def code_version() -> dict[str, Any]:
+    """maehpc's version, and the commit of the checkout it runs from where there is one."""
+    version: dict[str, Any] = {"maehpc": maehpc.__version__}
+    checkout = Path(maehpc.__file__).resolve().parent.parent
+    if (checkout / ".git").exists():
+        try:
+            commit = _git(checkout, "rev-parse", "HEAD")
+            version |= {"commit": commit, "modified": bool(_git(checkout, "status", "--porcelain", "maehpc"))}
+        except (OSError, subprocess.CalledProcessError):
+            pass  # no git here, or a checkout without a commit: the version number stands alone
+    return version
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def provenance(command: list[str], device: torch.device, data: dict[str, str]) -> dict[str, Any]:
+    """The facts of one run.
+
+    Args:
+        command: words after `maehpc`.
+        device: what computes.
+        data: digest of each data set's pack.
+    """
+    slurm = {name: os.environ[name] for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT") if name in os.environ}
+    return {
+        "command": command,
+        "code": code_version(),
+        "python": sys.version.split()[0],
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "machine": machine(device),
+        "data": data,
+        "slurm": slurm,
+    }
+
+
+def record(path: Path, facts: dict[str, Any]) -> None:
+    """Appends a run's facts to provenance.json. The same facts twice in a row are one entry."""
+    try:
+        runs = json.loads(path.read_bytes())["runs"]
+    except FileNotFoundError:
+        runs = []
+    if not runs or runs[-1] != facts:
+        files.write_json(path, {"runs": [*runs, facts]})

@@ -1,0 +1,90 @@
+"""Everything that an experiment recorded, held to its digests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from maehpc import files, maps
+from maehpc.errors import InputError
+from maehpc.experiment import Experiment, find_experiments
+from maehpc.ownership import own
+from maehpc.stages.context import read_json
+from maehpc.training.checkpoints import DamagedError, list_checkpoints, read_checkpoint
+
+
+@dataclass
+class Findings:
+    """What was looked at and what is wrong.
+
+    Attributes:
+        checked: stores, checkpoints and finished results.
+        problems: `kind`, `path`, `sentence` and, for a store's shard, `shard`.
+    """
+
+    checked: int = 0
+    problems: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, kind: str, path: Path, sentence: str, shard: int | None = None) -> None:
+        """Notes a problem."""
+        self.problems.append({"kind": kind, "path": str(path), "sentence": sentence, "shard": shard})
+
+
+def verify_results(path: Path, repair: bool = False) -> Findings:
+    """Checks every experiment at or below `path`.
+
+    Args:
+        path: an experiment, or a folder of them.
+        repair: forget the records of damaged shards.
+
+    Raises:
+        InputError: there is no experiment.
+    """
+    experiments = find_experiments(path) if path.is_dir() else []
+    if not experiments:
+        raise InputError(f"{path} holds no experiment (a folder with recipe.yaml); give the results folder")
+    findings = Findings()
+    for experiment in experiments:
+        for stage in ("pretrain", "finetune"):
+            for dataset in experiment.datasets_of(stage):
+                _training(experiment.stage(stage, dataset), findings)
+        for dataset in experiment.mapped_datasets():
+            _store(experiment, dataset, repair, findings)
+    return findings
+
+
+def _training(folder: Path, findings: Findings) -> None:
+    for checkpoint in list_checkpoints(folder / "checkpoints"):
+        findings.checked += 1
+        try:
+            read_checkpoint(checkpoint)
+        except DamagedError as error:
+            findings.add("damaged", checkpoint, f"{error}; run the stage again, it goes back to an older one")
+    done = folder / "done.json"
+    if not done.exists():
+        return
+    findings.checked += 1
+    record = read_json(done)
+    if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+        findings.add("damaged", done, f"{done} is not readable; run the stage again")
+        return
+    for name, expected in record["files"].items():
+        path = folder / name
+        if not path.is_file():
+            findings.add("missing", path, f"{path} is missing; run the stage again")
+        elif files.sha256_file(path) != expected:
+            findings.add("flipped", path, f"{path} does not match its digest in done.json; run the stage again")
+
+
+def _store(experiment: Experiment, dataset: str, repair: bool, findings: Findings) -> None:
+    ledger = experiment.ledger(dataset)
+    if not (ledger / "store.json").exists():
+        return
+    findings.checked += 1
+    problems = maps.verify(experiment.maps(dataset), ledger)
+    for problem in problems:
+        findings.add(problem.kind, problem.path, problem.sentence, problem.shard)
+    if repair and problems:
+        with own(ledger):
+            maps.discard(ledger, problems)

@@ -1,0 +1,82 @@
+"""The training log: numbers that depend on the recipe alone, one JSON object a line, and their TensorBoard copy.
+
+metrics.jsonl   losses, scores, learning rates: equal, byte for byte, for a run that was killed and resumed
+speed.jsonl     seconds and images a second: true of one machine and one moment, so kept apart
+tensorboard/    the same numbers for TensorBoard
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+from maehpc import files
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a log. A last line cut off by a kill is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was never finished
+    return [json.loads(line) for line in lines]
+
+
+class MetricsLog:
+    """Appends records; on a resume, forgets those after the checkpoint.
+
+    Args:
+        folder: the stage's folder.
+        step: optimizer steps that the resumed checkpoint holds; 0 for a fresh start.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._path = folder / "metrics.jsonl"
+        kept = [record for record in read_metrics(self._path) if record["step"] <= step]
+        files.write_bytes(self._path, b"".join(files.canonical_json(record) + b"\n" for record in kept))
+        with files.writing(self._path):
+            self._metrics: IO[bytes] = self._path.open("ab")
+            self._speed: IO[bytes] = (folder / "speed.jsonl").open("ab")
+        self._board = SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else None)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends one record; it must hold `kind` and `step`."""
+        with files.writing(self._path):
+            self._metrics.write(files.canonical_json(record) + b"\n")
+        prefix = record.get("split", "train") + ("/" if record["kind"] == "epoch" else "-step/")
+        for name, value in record.items():
+            if name not in ("kind", "step", "epoch", "split") and value is not None:
+                self._board.add_scalar(prefix + name, value, record["step"])
+
+    def write_speed(self, record: dict[str, Any]) -> None:
+        """Appends one record of seconds."""
+        with files.writing(self._path):
+            self._speed.write(files.canonical_json(record) + b"\n")
+            self._speed.flush()
+
+    def flush(self) -> None:
+        """Puts every record on the disk; called before a checkpoint, so the log never lags behind it."""
+        with files.writing(self._path):
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._metrics.close()
+            self._speed.close()
+        except OSError:
+            if error is None:
+                raise
+        self._board.close()

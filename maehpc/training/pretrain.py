@@ -1,0 +1,68 @@
+"""MAE pretraining as a training task (He et al. 2022)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from maehpc import keys
+from maehpc.data import epoch_order, subset
+from maehpc.models import MaskedAutoencoder
+from maehpc.recipes import PretrainSettings
+from maehpc.training.batches import Batches, micro_batches
+from maehpc.training.loop import TrainingTask
+from maehpc.training.optim import build_optimizer, parameter_groups
+
+NAME = "pretrain"
+
+
+class PretrainTask(TrainingTask):
+    """Reconstructs masked patches of the train split.
+
+    An epoch holds whole batches only; what is left over differs from epoch to epoch. A data set smaller than the batch
+    is one batch.
+
+    Args:
+        mae: the model, on the device of the data.
+        batches: of the train split.
+        settings: of the stage.
+        seed: of the run.
+    """
+
+    def __init__(self, mae: MaskedAutoencoder, batches: Batches, settings: PretrainSettings, seed: int) -> None:
+        self.module = mae
+        self._mae = mae
+        self._batches = batches
+        self._settings = settings
+        self._seed = seed
+        split = batches.split
+        count = min(settings.images or len(split), len(split))
+        self._indices = subset(split.labels.cpu(), count, keys.derive(seed, NAME, "subset"))
+        self.batch_size = min(settings.batch_size, count)
+        self.steps_per_epoch = count // self.batch_size
+        self.optimizer = build_optimizer(parameter_groups(mae, settings.optim), settings.optim)
+        mae.train()
+
+    @property
+    def images(self) -> int:
+        """Number of training images."""
+        return len(self._indices)
+
+    def backward(self, step: int) -> dict[str, Tensor]:
+        """Gradients of the mean squared error over the step's masked patches."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = epoch_order(self.images, self._seed, epoch)
+        chosen = self._indices[order[position * self.batch_size :][: self.batch_size]]
+        generator = keys.generator(self._seed, NAME, "mask", step)
+        noise = torch.rand(len(chosen), self._mae.patches, generator=generator)
+        loss = torch.zeros((), device=self._batches.device)
+        parts = micro_batches(chosen, self._settings.accumulate)
+        for number, (part, part_noise) in enumerate(zip(parts, noise.split([len(p) for p in parts]), strict=True)):
+            images = self._batches.augmented(part, step, number)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
+                output = self._mae(images, part_noise.to(images.device), self._settings.mask_ratio)
+            # Every image has as many masked patches as any other, so parts weigh by their images.
+            share = output.loss * (len(part) / len(chosen))
+            share.backward()
+            loss += share.detach()
+        return {"loss": loss}

@@ -1,0 +1,24 @@
+"""Fixtures that several packages share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images; the test is skipped where there is none."""
+    folder = os.environ.get("MAEHPC_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("MAEHPC_DATA is not set to a folder of real images")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_threads() -> None:
+    """Small models run slower on several threads, and two runs must have as many."""
+    torch.set_num_threads(1)
