@@ -12,7 +12,7 @@ import maehpc
 PACKAGE = Path(maehpc.__file__).parent
 FOUNDATION = {"errors", "files", "keys", "ownership", "experiment", "shipped", "progress", "devices"}
 MAY_IMPORT = {
-    **{name: FOUNDATION for name in FOUNDATION},
+    **dict.fromkeys(FOUNDATION, FOUNDATION),
     "recipes": FOUNDATION,
     "data": FOUNDATION | {"recipes"},
     "models": FOUNDATION | {"recipes"},
@@ -31,7 +31,9 @@ def imported(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "maehpc" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "maehpc" else [node.module]
+            )
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:

@@ -16,6 +16,7 @@ from maehpc.data.catalogue import Entry, catalogue
 from maehpc.data.sources import search
 from maehpc.data.sources.cifar10 import FOLDER
 from maehpc.data.sources.medmnist import file_name, md5_file, official_md5
+from maehpc.data.sources.raw import one_line
 from maehpc.errors import InputError, RunError
 
 
@@ -77,7 +78,7 @@ def fetch(name: str, size: int = 28, root: Path | None = None) -> Path:
 
 
 def _reason(error: BaseException) -> str:
-    """The first cause in a chain of exceptions, on one line: packages wrap it in pages of advice."""
+    """The first cause in a chain of exceptions; packages wrap it in pages of advice."""
     while error.__context__ is not None:
         error = error.__context__
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maehpc.data.catalogue import SPLITS, SplitName, Task
-from maehpc.data.sources.raw import Images, Labels
+from maehpc.data.sources.raw import Images, Labels, one_line
 from maehpc.errors import InputError
 
 FORMAT = 1
@@ -130,7 +130,7 @@ class Pack:
             try:
                 self._file = h5py.File(self.path, "r")
             except OSError as error:
-                raise self._damaged(error) from error
+                raise self._damaged(one_line(error)) from error
             self._process = os.getpid()
         return self._file
 
@@ -140,9 +140,9 @@ class Pack:
         try:
             yield
         except (KeyError, AttributeError, TypeError, ValueError, OSError, RuntimeError) as error:
-            raise self._damaged(error) from error
+            raise self._damaged(one_line(error)) from error
 
-    def _damaged(self, error: Exception | str) -> InputError:
+    def _damaged(self, error: str) -> InputError:
         return InputError(f"{self.path} is no whole pack ({error}); {_REMEDY}")
 
     def _read_info(self) -> PackInfo:

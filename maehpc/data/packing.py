@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from maehpc import files
 from maehpc.data.catalogue import SPLITS, SplitName
 from maehpc.data.pack import FORMAT, ArrayDigest, blocks
-from maehpc.data.sources.raw import Images, RawSplits
+from maehpc.data.sources.raw import Images, RawSplits, one_line
 from maehpc.errors import InputError, RunError
 
 
@@ -114,6 +114,6 @@ def write_pack(path: Path, raw: RawSplits) -> None:
                 _write(handle, raw)
         except RuntimeError as error:  # how HDF5 reports that it could not flush while closing
             raise RunError(
-                f"cannot write {path}: HDF5 could not finish it ({error}); check the disk's free space and run the "
+                f"cannot write {path}: HDF5 could not finish it ({one_line(error)}); check the disk's free space and run the "
                 f"same command again"
             ) from error

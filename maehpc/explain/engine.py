@@ -11,6 +11,7 @@ encoder, which is checked.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -94,19 +95,17 @@ class Engine:
             Logits and maps, without a graph.
         """
         x = x.detach().requires_grad_()
-        points = {SALIENCY: x} if SALIENCY in self._methods else {}
-        with torch.enable_grad():
-            if self._gradcam is None:
-                representation = self._classifier.represent(x)
-            else:
-                with self._gradcam.tap() as tapped:
-                    representation = self._classifier.represent(x)
-                (points[GRADCAM],) = tapped
+        tap: AbstractContextManager[list[Tensor]] = self._gradcam.tap() if self._gradcam else nullcontext([])
+        with torch.enable_grad(), tap as tapped:
+            representation = self._classifier.represent(x)
             logits = self._head(representation)
             if targets is None:
                 targets = logits.argmax(dim=1)
             scores = logits.gather(1, targets[:, None])[:, 0]
 
+        points = {SALIENCY: x} if SALIENCY in self._methods else {}
+        if self._gradcam:
+            (points[GRADCAM],) = tapped
         slopes: dict[str, Tensor] = {}
         if points:
             one = torch.ones_like(scores)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maehpc.data import Preprocess
 from maehpc.errors import InputError, RunError
 from maehpc.explain.engine import DEEPLIFT, SALIENCY, Engine
 from maehpc.explain.noise import NoiseKey, uniform
-from maehpc.explain.sensitivity import Normaliser, perturbed, relative_change
-from maehpc.models import Classifier, grid_size, patch_size
+from maehpc.explain.sensitivity import perturbed, relative_change
+from maehpc.models import Classifier
 from maehpc.recipes import ExplainSettings, MapSettings
 
 
@@ -56,7 +57,7 @@ class Explainer:
     """
 
     def __init__(
-        self, classifier: Classifier, settings: ExplainSettings, preprocess: Normaliser, key: NoiseKey
+        self, classifier: Classifier, settings: ExplainSettings, preprocess: Preprocess, key: NoiseKey
     ) -> None:
         self._settings = settings
         self._preprocess = preprocess
@@ -109,10 +110,10 @@ class Explainer:
         return labels
 
     def _baseline(self, classifier: Classifier) -> Tensor:
-        """[1, C, S, S], normalised."""
-        (height, width), patch = grid_size(classifier.encoder), patch_size(classifier.encoder)
-        weight = next(classifier.parameters())
-        zero = weight.detach().new_zeros(1, len(self._preprocess.mean), height * patch, width * patch)
+        """DeepLIFT's, normalised, [1, C, S, S]."""
+        seen = self._preprocess.settings
+        weight = next(classifier.parameters()).detach()
+        zero = weight.new_zeros(1, seen.channels, seen.image_size, seen.image_size)
         return self._preprocess.normalise(zero) if self._settings.deeplift.baseline == "black" else zero
 
 

@@ -8,30 +8,16 @@ are far from having converged; and a map that is zero everywhere gives NaN, wher
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
+from maehpc.data import Preprocess
 from maehpc.recipes import SensitivitySettings
 
 _ORDERS = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}
 
 
-class Normaliser(Protocol):
-    """What explanation needs of `maehpc.data.Preprocess`."""
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean pixel value of each channel the encoder sees, in [0, 1]."""
-        ...
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels in [0, 1] to the encoder's input, [B, C, S, S]: affine and rising in each channel."""
-        ...
-
-
-def perturbed(pixels: Tensor, noise: Tensor, settings: SensitivitySettings, preprocess: Normaliser) -> Tensor:
+def perturbed(pixels: Tensor, noise: Tensor, settings: SensitivitySettings, preprocess: Preprocess) -> Tensor:
     """The encoder's inputs under noise.
 
     Args:

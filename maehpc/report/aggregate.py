@@ -23,7 +23,7 @@ from maehpc.report.figures.distributions import Distribution, draw_distributions
 from maehpc.report.figures.panels import draw_panels
 from maehpc.report.figures.reconstructions import draw_reconstructions
 from maehpc.report.per_image import Append, per_image_table
-from maehpc.report.records import Finetuned, Scores, read_curves, read_finetuned, read_reconstructions
+from maehpc.report.records import SPLITS, Finetuned, Scores, read_curves, read_finetuned, read_reconstructions
 from maehpc.report.statistics import summarise
 
 _PLAIN_NAME = re.compile(r"[a-z0-9_-]+")
@@ -110,7 +110,9 @@ def _add_experiment(collected: Collected, name: str, experiment: Experiment, app
         finetuned = _add_scores(collected, identity, experiment)
         _add_curves(collected, identity, experiment, recipe)
         _add_reconstructions(collected, identity, experiment, recipe)
-        explained = _read_maps(collected, identity, experiment)
+        explained = None
+        with collected.tolerating(identity.place):
+            explained = _read_maps(collected, identity, experiment)
         if explained:
             append(name, dataset, explained)
             _add_sensitivity(collected, identity, explained, finetuned)
@@ -123,9 +125,13 @@ def _add_scores(collected: Collected, identity: Identity, experiment: Experiment
         found = read_finetuned(experiment.stage("finetune", identity.dataset) / "done.json")
         if found is None:
             collected.lacks(identity.place, "finetuning is not finished, so accuracy and AUC are unknown")
-    for split, scores in found.scores.items() if found else ():
+    if found is None:
+        return None
+    for split in SPLITS:
+        if split not in found.scores:
+            continue
         about = {**identity.columns, "title": found.dataset.title, "split": split, "images": found.images.get(split)}
-        collected.scores.append({**about, **scores.model_dump()})
+        collected.scores.append({**about, **found.scores[split].model_dump()})
     return found
 
 
@@ -166,11 +172,8 @@ def _read_maps(collected: Collected, identity: Identity, experiment: Experiment)
     if not ledger.is_dir():
         collected.lacks(identity.place, "not explained")
         return None
-    explained = None
-    with collected.tolerating(identity.place):
-        store = MapStore.open(experiment.maps(identity.dataset), ledger)
-        explained = read_explained(store, partial(collected.lacks, identity.place))
-    return explained
+    store = MapStore.open(experiment.maps(identity.dataset), ledger)
+    return read_explained(store, partial(collected.lacks, identity.place))
 
 
 def _add_sensitivity(

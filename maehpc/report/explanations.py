@@ -203,7 +203,6 @@ def _about(explained: Explained, position: int) -> tuple[str, ...]:
 
 
 def _flat(name: str, values: NDArray[Any]) -> NDArray[np.float32]:
-    values = values.astype(np.float32)
-    if values.ndim == 2:
-        return values
-    return np.abs(values).max(0) if method(name).over_channels == "largest" else values.sum(0)
+    if values.ndim == 3:
+        values = np.abs(values).max(0) if method(name).over_channels == "largest" else values.sum(0, np.float32)
+    return values.astype(np.float32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,8 +14,10 @@ from safetensors import SafetensorError, safe_open
 from maehpc import files
 from maehpc.errors import InputError
 from maehpc.report.figures.curves import QUANTITIES, Curve, Curves
+from maehpc.report.figures.reconstructions import Reconstructions
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class Scores(BaseModel):
@@ -44,17 +45,6 @@ class _Line(Scores):
     step: int
     epoch: float
     split: Split = "train"
-
-
-@dataclass(frozen=True)
-class Reconstructions:
-    """Images the MAE filled in: uint8 [K, H, W, C] each, and their positions [K] in the test split."""
-
-    original: NDArray[np.uint8]
-    masked: NDArray[np.uint8]
-    reconstructed: NDArray[np.uint8]
-    index: NDArray[np.int64]
-    mask_ratio: float
 
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)

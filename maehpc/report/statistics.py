@@ -64,8 +64,9 @@ def flip_free_maximum(samples: Floats, flipped: NDArray[np.bool_]) -> Floats:
         samples: [N, n] sensitivities.
         flipped: [N, n] whether the perturbation changed the predicted class.
     """
-    kept: Floats = np.where(flipped, np.nan, samples)
-    return np.fmax.reduce(kept, axis=1, initial=np.nan)
+    kept = np.where(flipped, np.nan, samples)
+    largest: Floats = np.fmax.reduce(kept, axis=1, initial=np.nan)
+    return largest
 
 
 def summarise(scores: MethodScores, flipped: NDArray[np.bool_], rng: np.random.Generator) -> dict[str, float]:

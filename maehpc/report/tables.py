@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from maehpc import files
@@ -118,9 +117,7 @@ def _three_decimals(value: float) -> str:
 
 
 def _three_digits(value: float) -> str:
-    if not np.isfinite(value):
-        return str(value)
-    return np.format_float_positional(value, precision=3, unique=False, fractional=False, trim="k").rstrip(".")
+    return f"{value:#.3g}".rstrip(".")
 
 
 def _texts(table: pd.DataFrame, column: str, write: Callable[[Any], str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from maehpc import files, keys
-from maehpc.data import Pack, dataset_name, subset
+from maehpc.data import Pack, SplitName, dataset_name, subset
 from maehpc.errors import InputError
 from maehpc.models import Classifier, build_classifier, load_encoder, save_weights
 from maehpc.stages.context import Context, stage_folder
@@ -121,7 +121,7 @@ def labelled_images(context: Context, pack: Pack) -> tuple[LabelledImages, Label
     count = min(settings.images or len(train_batches.split), len(train_batches.split))
     chosen = subset(train_batches.split.labels.cpu(), count, keys.derive(seed, NAME, "subset"))
 
-    def whole(split: str) -> LabelledImages:
+    def whole(split: SplitName) -> LabelledImages:
         batches = split_batches(context, pack, split, NAME)
         return LabelledImages(batches, torch.arange(len(batches.split)))
 

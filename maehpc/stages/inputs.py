@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from maehpc import files
-from maehpc.data import CropFlip, Pack, Preprocess, open_split, prepare
+from maehpc.data import CropFlip, Pack, Preprocess, SplitName, open_split, prepare
 from maehpc.errors import InputError
 from maehpc.recipes import DataSettings
 from maehpc.stages.context import Context, read_json
@@ -31,7 +31,7 @@ def data_inputs(context: Context, pack: Pack) -> dict[str, Any]:
 
 
 def split_batches(
-    context: Context, pack: Pack, split: str, name: str, crop_scale: tuple[float, float] | None = None
+    context: Context, pack: Pack, split: SplitName, name: str, crop_scale: tuple[float, float] | None = None
 ) -> Batches:
     """Batches of one split for the stage `name`."""
     data: DataSettings = context.recipe.data

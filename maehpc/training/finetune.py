@@ -90,16 +90,14 @@ class FinetuneTask(TrainingTask):
             return torch.cat([self._classifier.represent(batch) for batch in images.batches.every(images.indices)])
 
     def _logits(self, chosen: Tensor, step: int, part: int) -> Tensor:
-        settings = self._settings
-        if not settings.freeze:
-            return self._classifier(self._train.batches.augmented(self._train.indices[chosen], step, part))
-        if settings.crop_scale is None:
-            return self._classifier.head(self._features["train"][chosen.to(self._labels.device)])
-        with torch.no_grad():
-            features = self._classifier.represent(
-                self._train.batches.augmented(self._train.indices[chosen], step, part)
-            )
-        return self._classifier.head(features)
+        classifier, settings = self._classifier, self._settings
+        if settings.freeze and settings.crop_scale is None:
+            features = self._features["train"][chosen.to(self._labels.device)]
+        else:
+            with torch.set_grad_enabled(not settings.freeze):
+                features = classifier.represent(self._train.batches.augmented(self._train.indices[chosen], step, part))
+        logits: Tensor = classifier.head(features)
+        return logits
 
     def backward(self, step: int) -> dict[str, Tensor]:
         """Gradients of the cross entropy over the step's images."""
@@ -114,7 +112,7 @@ class FinetuneTask(TrainingTask):
             labels = self._labels[part.to(device)]
             share = len(part) / len(chosen)
             loss = classification_loss(logits, labels, self._task, settings.label_smoothing) * share
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             sums["loss"] += loss.detach()
             sums["accuracy"] += correct(logits.detach(), labels, self._task) * share
         return sums

@@ -106,7 +106,9 @@ def test_a_wrong_search_folder_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path
         ("cifar10", 28, "cifar-10-batches-py", "fetch cifar10`"),
     ],
 )
-def test_an_absent_file_is_told_with_its_place(tmp_path: Path, home: Path, name: str, size: int, file: str, option: str):
+def test_an_absent_file_is_told_with_its_place(
+    tmp_path: Path, home: Path, name: str, size: int, file: str, option: str
+):
     with pytest.raises(InputError) as caught:
         prepare(name, size, tmp_path)
     sentence = str(caught.value)

@@ -5,32 +5,27 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
 from captum.attr import DeepLift, LayerGradCam, Saliency
 from torch import Tensor, nn
 
+from maehpc.data import PackInfo, Preprocess
 from maehpc.explain.gradcam import resolve_layer
 from maehpc.models import Classifier, build_classifier, grid_size, num_prefix_tokens
-from maehpc.recipes import AdapterSettings, EncoderSettings, ExplainSettings
+from maehpc.recipes import AdapterSettings, DataSettings, EncoderSettings, ExplainSettings
 
 SIDE = 16
 CLASSES = 5
 TINY = EncoderSettings(name="vit-tiny", patch_size=4, width=32, depth=2, heads=4, weights="scratch")
 
 
-@dataclass(frozen=True)
-class Affine:
-    """A normalisation."""
-
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        mean, std = (pixels.new_tensor(values).reshape(-1, 1, 1) for values in (self.mean, self.std))
-        return (pixels - mean) / std
+def preprocess(side: int = SIDE, mean: float | None = None, std: float = 1.0) -> Preprocess:
+    """ImageNet's normalisation, or one of a data set with the same mean and deviation in each channel."""
+    settings = DataSettings(image_size=side, normalization="imagenet" if mean is None else "dataset")
+    info = PackInfo("toy", "Toy", "multi-class", (), "", (mean or 0.0,) * 3, (std,) * 3, {}, (side, side, 3))
+    return Preprocess(settings, info)
 
 
 def vit(
@@ -129,7 +124,7 @@ def captum_gradcam(classifier: Classifier, layer: str) -> Callable[[Tensor, Tens
 
 def captum_saliency(classifier: Classifier) -> Callable[[Tensor, Tensor], Tensor]:
     explainer = Saliency(classifier)
-    return lambda x, targets: explainer.attribute(x, targets).detach()
+    return lambda x, targets: explainer.attribute(x.clone().requires_grad_(), targets).detach()
 
 
 def captum_deeplift(classifier: nn.Module, baseline: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:

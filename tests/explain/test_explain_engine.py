@@ -3,13 +3,13 @@ import itertools
 import pytest
 import torch
 from explain_references import (
-    Affine,
     captum_deeplift,
     captum_gradcam,
     captum_saliency,
     explain_settings,
     images,
     linear_classifier,
+    preprocess,
     quadratic_classifier,
     vit,
 )
@@ -19,10 +19,10 @@ from maehpc.errors import InputError
 from maehpc.explain.engine import Engine
 from maehpc.recipes import EncoderSettings
 
-X = Affine().normalise(images(6))
+X = preprocess().normalise(images(6))
 METHODS = ("saliency", "gradcam", "deeplift-captum")
 ZERO = torch.zeros_like(X[:1])
-BLACK = Affine().normalise(ZERO)
+BLACK = preprocess().normalise(ZERO)
 TARGETS = torch.tensor([0, 1, 2, 3, 4, 0])
 
 
@@ -59,7 +59,7 @@ def test_equals_captum_on_timm_families(name, side, representation):
     classifier = vit(
         representation, encoder=EncoderSettings(name=f"timm:{name}", weights="scratch"), side=side
     ).double()
-    x, targets = Affine().normalise(images(2, side)).double(), torch.tensor([3, 1])
+    x, targets = preprocess().normalise(images(2, side)).double(), torch.tensor([3, 1])
     settings = explain_settings(gradcam={"layer": "blocks.-1.norm1"})
     attribution = Engine(classifier, settings, torch.zeros_like(x[:1])).attribute(x, targets)
     close(attribution.maps["saliency"], captum_saliency(classifier)(x, targets), 1e-10)

@@ -3,13 +3,13 @@ import torch
 from captum.metrics import sensitivity_max
 from explain_references import (
     CLASSES,
-    Affine,
     captum_deeplift,
     captum_gradcam,
     captum_saliency,
     explain_settings,
     images,
     linear_classifier,
+    preprocess,
     quadratic_classifier,
     vit,
 )
@@ -22,8 +22,8 @@ from maehpc.explain.noise import uniform
 from maehpc.recipes import MapSettings
 
 KEY = NoiseKey(0, "digits")
-PREPROCESS = Affine()
-UNIT = Affine((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+PREPROCESS = preprocess()
+UNIT = preprocess(side=2, mean=0.0)
 PIXELS = images(6)
 INDICES = torch.tensor([3, 14, 15, 92, 65, 35])
 LABELS = torch.tensor([4, 3, 2, 1, 0, 4])

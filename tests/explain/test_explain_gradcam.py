@@ -1,7 +1,7 @@
 import pytest
 import torch
 from captum.attr import LayerAttribution
-from explain_references import Affine, ToyEncoder, captum_gradcam, explain_settings, images, linear, vit
+from explain_references import ToyEncoder, captum_gradcam, explain_settings, images, linear, preprocess, vit
 from torch import nn
 
 from maehpc.errors import InputError
@@ -9,7 +9,7 @@ from maehpc.explain.engine import Engine
 from maehpc.explain.gradcam import resolve_layer
 from maehpc.models import Classifier
 
-X = Affine().normalise(images(6))
+X = preprocess().normalise(images(6))
 BASELINE = torch.zeros_like(X[:1])
 TARGETS = torch.tensor([0, 1, 2, 3, 4, 0])
 

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from explain_references import Affine, images
+from explain_references import images, preprocess
 
 from maehpc.explain.sensitivity import perturbed, relative_change
 from maehpc.recipes import SensitivitySettings
 
 PIXELS = images(3, side=8)
 NOISE = (images(3, side=8, seed=2) - 0.5) * 2
-PREPROCESS = Affine()
+PREPROCESS = preprocess(side=8)
 
 
 def result(**settings):

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ LAYOUT = StoreLayout(
         "flipped": ArrayLayout(("sample",), (3,), "bool"),
     },
     attributes={"dataset": "demo", "classes": ["left", "right"], "mean": [0.5], "explain": {"radius": 0.02}},
+)
+
+SMALL = StoreLayout(
+    images=3,
+    shard_images=2,
+    arrays={"saliency": ArrayLayout(("y", "x"), (3, 3), "float16"), "label": ArrayLayout((), (), "int64")},
+    attributes={},
 )
 
 LARGE = StoreLayout(
@@ -69,21 +77,25 @@ def explain_part(root: Path, owner: Owner, shards: list[int]) -> None:
         store.write_shard(shard, values(store.layout, shard))
 
 
-def explain_and_die(root: Path, layout: StoreLayout, moment: int) -> None:
-    """Ends by SIGKILL just before the process touches a file below `root` for the `moment`-th time."""
+def rewrite(root: Path) -> None:
+    """Writes shard 0 of a whole store once more, with other values, as another kind of device might."""
+    with own(root / "ledger") as owner:
+        begin(root, owner).write_shard(0, values(LAYOUT, 1))
+
+
+def die_at(root: Path, moment: int, action: Callable[..., Any], *arguments: Any) -> None:
+    """Does `action`, but ends by SIGKILL just before a file below `root` is touched for the `moment`-th time."""
     touched = 0
 
-    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+    def watch(event: str, about: tuple[Any, ...]) -> None:
         nonlocal touched
-        if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.truncate") and str(arguments[0]).startswith(
-            str(root)
-        ):
+        if event in ("open", "os.rename", "os.mkdir", "os.remove") and str(about[0]).startswith(str(root)):
             touched += 1
             if touched == moment:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
-    explain(root, layout)
+    action(*arguments)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

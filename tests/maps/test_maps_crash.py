@@ -3,6 +3,7 @@ again ends with the bytes of a run that was never killed."""
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import random
 import shutil
@@ -41,10 +42,9 @@ def assert_ledger_is_true(root: Path) -> None:
     except InputError:
         assert not (root / "ledger/store.json").exists()
         return
-    begun = any(problem.kind != "unrecorded" for problem in problems)
-    assert all(problem.kind in ("unrecorded", "missing") for problem in problems), problems
-    assert not (begun and list((root / "ledger").glob("shard-*.json"))), problems
-    assert all(problem.shard is None for problem in problems if problem.kind == "missing"), problems
+    unbegun = [problem for problem in problems if problem.kind != "unrecorded"]
+    assert all(problem.kind == "missing" and problem.shard is None for problem in unbegun), problems
+    assert not (unbegun and list((root / "ledger").glob("shard-*.json"))), problems
 
 
 def assert_finishes(root: Path, layout: StoreLayout, reference: dict[str, bytes]) -> None:
@@ -55,24 +55,41 @@ def assert_finishes(root: Path, layout: StoreLayout, reference: dict[str, bytes]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stride", [1])
-def test_killed_before_each_touch_of_the_disk(
-    tmp_path: Path, reference: dict[str, bytes], start: Callable[..., ForkServerProcess], stride: int
-) -> None:
-    moment, killed = 1, 0
-    while True:
+def test_killed_before_each_touch_of_the_disk(tmp_path: Path, start: Callable[..., ForkServerProcess]) -> None:
+    maps_writer.explain(tmp_path / "whole", maps_writer.SMALL)
+    reference = maps_writer.contents(tmp_path / "whole/maps")
+    for moment in itertools.count(1):
         root = tmp_path / str(moment)
-        child = start(maps_writer.explain_and_die, root, maps_writer.LAYOUT, moment)
+        child = start(maps_writer.die_at, root, moment, maps_writer.explain, root, maps_writer.SMALL)
         child.join()
-        assert_ledger_is_true(root) if child.exitcode else None
-        assert_finishes(root, maps_writer.LAYOUT, reference)
+        if child.exitcode == 0:
+            break
+        assert child.exitcode == -signal.SIGKILL
+        assert_ledger_is_true(root)
+        assert_finishes(root, maps_writer.SMALL, reference)
+        shutil.rmtree(root)
+    assert moment > 50
+
+
+@pytest.mark.slow
+def test_killed_while_other_bytes_replace_a_shard(
+    whole: Path, tmp_path: Path, start: Callable[..., ForkServerProcess]
+) -> None:
+    """Between the old files and the new ones the ledger vouches for neither."""
+    between = 0
+    for moment in itertools.count(1):
+        root = tmp_path / str(moment)
+        shutil.copytree(whole, root)
+        child = start(maps_writer.die_at, root, moment, maps_writer.rewrite, root)
+        child.join()
+        problems = verify(root / "maps", root / "ledger")
+        assert [(problem.kind, problem.shard) for problem in problems] in ([], [("unrecorded", 0)])
+        between += len(problems)
         shutil.rmtree(root)
         if child.exitcode == 0:
             break
         assert child.exitcode == -signal.SIGKILL
-        killed += 1
-        moment += stride
-    assert killed > 60
+    assert problems == [] and between > len(maps_writer.LAYOUT.arrays)
 
 
 def test_killed_again_and_again_while_it_mends(
@@ -82,7 +99,7 @@ def test_killed_again_and_again_while_it_mends(
     (whole / "maps/saliency/c.1.0.0").write_bytes(b"damaged")
     (whole / "maps/label/zarr.json").unlink()
     for moment in range(2, 60, 4):
-        child = start(maps_writer.explain_and_die, whole, maps_writer.LAYOUT, moment)
+        child = start(maps_writer.die_at, whole, moment, maps_writer.explain, whole)
         child.join()
         if child.exitcode == 0:
             break

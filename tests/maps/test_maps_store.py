@@ -112,7 +112,7 @@ def stores(draw: st.DrawFn) -> tuple[StoreLayout, dict[str, np.ndarray[Any, Any]
     return StoreLayout(images, shard_images, layouts, attributes), arrays
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(stores(), st.randoms(use_true_random=False))
 def test_any_store_comes_back_bit_for_bit_in_any_order(
     case: tuple[StoreLayout, dict[str, np.ndarray[Any, Any]]], random: Any

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest_models import hf_config
+from models_tiny import hf_mae
 
 from maehpc.models.positions import resized_positions, sincos_positions
 
@@ -24,7 +24,9 @@ def naive(dimension: int, height: int, width: int, prefix: int) -> list[list[flo
     return rows
 
 
-@pytest.mark.parametrize(("dimension", "grid", "prefix"), [(8, (2, 3), 1), (192, (14, 14), 1), (4, (1, 5), 0), (12, (3, 2), 5)])
+@pytest.mark.parametrize(
+    ("dimension", "grid", "prefix"), [(8, (2, 3), 1), (192, (14, 14), 1), (4, (1, 5), 0), (12, (3, 2), 5)]
+)
 def test_sincos_is_the_formula(dimension: int, grid: tuple[int, int], prefix: int) -> None:
     expected = torch.tensor(naive(dimension, *grid, prefix), dtype=torch.float64).float()
     positions = sincos_positions(dimension, grid, prefix)
@@ -33,12 +35,8 @@ def test_sincos_is_the_formula(dimension: int, grid: tuple[int, int], prefix: in
 
 
 def test_sincos_is_transformers_table() -> None:
-    from transformers import ViTMAEForPreTraining
-
-    model = ViTMAEForPreTraining(hf_config())
-    embeddings = model.vit.embeddings
-    embeddings.initialize_weights()
-    torch.testing.assert_close(sincos_positions(24, (4, 4)), embeddings.position_embeddings.data, rtol=0, atol=1e-7)
+    theirs = hf_mae().vit.embeddings.position_embeddings.data
+    torch.testing.assert_close(sincos_positions(24, (4, 4)), theirs, rtol=0, atol=1e-7)
 
 
 def test_resizing_keeps_prefix_and_linear_ramps() -> None:

@@ -46,7 +46,7 @@ def test_layer_decay_is_the_references_and_agrees_with_timm_between_blocks() -> 
     groups = parameter_groups(model, OptimSettings(lr=1.0, weight_decay=0.05), 0.65)
     scales = {name_of[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
 
-    # facebookresearch/mae util/lr_decay.py: the stem is layer 0 of depth + 1, the last norm and the head are not decayed
+    # facebookresearch/mae, util/lr_decay.py: the stem is layer 0, the last norm and the head have the full rate
     powers = {"cls_token": 13, "pos_embed": 13, "patch_embed.proj.weight": 13, "norm.bias": 0}
     powers |= {f"blocks.{i}.attn.qkv.weight": 12 - i for i in range(12)}
     for name, power in powers.items():

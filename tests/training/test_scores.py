@@ -13,7 +13,9 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from maehpc.training.scores import classification_loss, correct, scores
 
 
-@pytest.mark.parametrize(("name", "task", "classes"), [("retinamnist", "ordinal-regression", 5), ("breastmnist", "binary-class", 2)])
+@pytest.mark.parametrize(
+    ("name", "task", "classes"), [("retinamnist", "ordinal-regression", 5), ("breastmnist", "binary-class", 2)]
+)
 def test_equal_to_medmnists_evaluator(real_data: Path, name: str, task: str, classes: int) -> None:
     evaluator = Evaluator(name, "test", root=str(real_data / "medmnist"))
     labels = torch.from_numpy(evaluator.labels.astype(np.int64)).squeeze(1)

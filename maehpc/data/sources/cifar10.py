@@ -15,7 +15,7 @@ import numpy as np
 
 from maehpc.data.catalogue import Entry, SplitName
 from maehpc.data.sources import search
-from maehpc.data.sources.raw import Images, Labels, RawSplits
+from maehpc.data.sources.raw import Images, Labels, RawSplits, one_line
 from maehpc.data.subset import stratified_order
 from maehpc.errors import InputError
 
@@ -67,7 +67,7 @@ def _read_batch(path: Path) -> tuple[Images, Labels]:
         with path.open("rb") as handle:
             batch = _unpickled(handle)
     except Exception as error:  # a damaged pickle may raise anything; none of it runs code of the file's
-        raise InputError(f"{path} is not a batch of CIFAR-10 ({error}); {_REMEDY}") from error
+        raise InputError(f"{path} is not a batch of CIFAR-10 ({one_line(error)}); {_REMEDY}") from error
     if not isinstance(batch, dict) or not {"data", "labels"} <= batch.keys():
         raise InputError(f"{path} has no 'data' and 'labels'; {_REMEDY}")
     data, numbers = batch["data"], batch["labels"]

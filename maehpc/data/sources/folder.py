@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from maehpc import files
 from maehpc.data.catalogue import SPLITS, SplitName, dataset_name
-from maehpc.data.sources.raw import Images, Labels, RawSplits, plain_task
+from maehpc.data.sources.raw import Images, Labels, RawSplits, one_line, plain_task
 from maehpc.data.subset import stratified_order
 from maehpc.errors import InputError
 
@@ -35,7 +35,7 @@ def _opened(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is not a readable image ({error}); replace or remove it") from error
+        raise InputError(f"{path} is not a readable image ({one_line(error)}); replace or remove it") from error
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -52,7 +52,7 @@ def _decoded(path: Path, size: int, channels: int) -> Images:
         try:
             plain = _eight_bit(image).convert("L" if channels == 1 else "RGB")
         except (OSError, ValueError, SyntaxError) as error:
-            raise InputError(f"{path} is a damaged image ({error}); replace or remove it") from error
+            raise InputError(f"{path} is a damaged image ({one_line(error)}); replace or remove it") from error
     fitted = ImageOps.fit(plain, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(fitted, dtype=np.uint8).reshape(size, size, channels)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from maehpc import files
 from maehpc.data.catalogue import SPLITS, SplitName, dataset_name
-from maehpc.data.sources.raw import Images, Labels, RawSplits, checked_images, checked_labels, plain_task
+from maehpc.data.sources.raw import Images, Labels, RawSplits, checked_images, checked_labels, one_line, plain_task
 from maehpc.errors import InputError
 
 LAYOUT = "{train,val,test}_images and {train,val,test}_labels"
@@ -29,7 +29,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         archive = np.load(path, allow_pickle=False)
     except _DAMAGE as error:
-        raise InputError(f"{path} is not a whole .npz file ({error}); download or save it again") from error
+        raise InputError(f"{path} is not a whole .npz file ({one_line(error)}); download or save it again") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise InputError(f"{path} holds one bare array; save an .npz with {LAYOUT}")
     with archive:
@@ -44,7 +44,9 @@ def _array(archive: Any, path: Path, name: str) -> NDArray[Any]:
     except _DAMAGE as error:
         if "allow_pickle" in str(error):
             raise InputError(f"{path}: {name} holds Python objects; save it as a plain integer array") from error
-        raise InputError(f"{path}: {name} cannot be read ({error}); download or save the file again") from error
+        raise InputError(
+            f"{path}: {name} cannot be read ({one_line(error)}); download or save the file again"
+        ) from error
     return array
 
 

@@ -68,6 +68,11 @@ class Source(Protocol):
         """
 
 
+def one_line(error: BaseException) -> str:
+    """What a library said, fit for the inside of a sentence."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def plain_task(classes: int) -> Task:
     """The task of a single-label set that says nothing else about itself."""
     return "binary-class" if classes == 2 else "multi-class"
@@ -111,6 +116,6 @@ def checked_labels(array: NDArray[Any], where: str) -> Labels:
     highest = 1 if array.ndim == 2 else MOST_CLASSES - 1
     low, high = int(array.min()), int(array.max())
     if low < 0 or high > highest:
-        meaning = "multi-label columns hold 0 or 1" if array.ndim == 2 else "classes are counted from 0"
+        meaning = "multi-label columns hold 0 or 1" if array.ndim == 2 else f"classes go from 0 to {highest} at most"
         raise InputError(f"{where} holds label {low if low < 0 else high}; {meaning}")
     return array.astype(np.int64)

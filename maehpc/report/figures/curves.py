@@ -82,7 +82,7 @@ def _draw_quantity(axis: Axes, curves: Curves, name: str) -> None:
     axis.legend(loc="best", handlelength=1.6, borderaxespad=0.2)
     if curves.steps_an_epoch:
         ratio = curves.steps_an_epoch
-        steps = axis.secondary_xaxis("top", functions=(lambda x: x * ratio, lambda x: x / ratio))
+        steps = axis.secondary_xaxis("top", functions=(lambda x: np.multiply(x, ratio), lambda x: np.divide(x, ratio)))
         steps.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         steps.set_xlabel("step", fontsize=7, color=style.MUTED, labelpad=2)
         steps.tick_params(labelsize=6.5, colors=style.MUTED)

@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from maehpc.report.figures import style
 from maehpc.report.methods import Method, method
 
-_BINS = 48
+_FEWEST_BINS, _MOST_BINS = 16, 48
 _KEY = "bar: quartiles, gap: median; diamond: mean with its 95 % bootstrap interval"
 
 
@@ -46,7 +45,9 @@ def draw_distributions(rows: Sequence[Distribution]) -> Figure:
     names = list(dict.fromkeys(name for row in rows for name in row.scores))
     figure = Figure(figsize=(1.3 + 2.1 * len(names), 1.05 + 0.62 * len(rows)), layout="constrained")
     axes = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
-    edges, logarithmic = _bins(np.concatenate([scores for row in rows for scores in row.scores.values()]))
+    everything = [scores for row in rows for scores in row.scores.values()]
+    count = int(np.clip(2 * np.sqrt(max(map(len, everything))), _FEWEST_BINS, _MOST_BINS))
+    edges, logarithmic = _bins(np.concatenate(everything), count)
     for axis, name in zip(axes, names, strict=True):
         look = method(name)
         axis.set_title(look.title, fontweight="bold", color=look.colour)
@@ -67,11 +68,12 @@ def draw_distributions(rows: Sequence[Distribution]) -> Figure:
     return figure
 
 
-def _bins(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], bool]:
+def _bins(values: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], bool]:
+    """Bin edges over all scores, and whether they are logarithmic: they are unless some score is 0."""
     low, high = float(values.min()), float(values.max())
     if low > 0:
-        return np.geomspace(low / 1.25, high * 1.25, _BINS + 1), True
-    return np.linspace(low, high * 1.05 or 1.0, _BINS + 1), False
+        return np.geomspace(low / 1.25, high * 1.25, count + 1), True
+    return np.linspace(low, high * 1.05 or 1.0, count + 1), False
 
 
 def _draw_one(

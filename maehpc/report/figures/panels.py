@@ -71,8 +71,8 @@ def draw_panels(panels: Sequence[Panel], title: str, subtitle: str) -> Figure:
     axes = grid.subplots(squeeze=False)
     for row, panel in zip(axes, panels, strict=True):
         _draw_row(row, panel, methods, with_image)
-    for axis, name in zip(axes[0], [None] * with_image + methods, strict=True):
-        heading = "Image" if name is None else method(name).title
+    headings = ["Image"] * with_image + [method(name).title for name in methods]
+    for axis, heading in zip(axes[0], headings, strict=True):
         axis.annotate(
             heading, (0.5, 1), (0, 13), xycoords="axes fraction", textcoords="offset points",
             ha="center", va="bottom", fontweight="bold",
@@ -85,7 +85,11 @@ def draw_panels(panels: Sequence[Panel], title: str, subtitle: str) -> Figure:
 def _draw_row(row: Sequence[Axes], panel: Panel, methods: Sequence[str], with_image: bool) -> None:
     for axis in row:
         style.bare(axis)
-    place = {"xycoords": ("figure fraction", "axes fraction"), "textcoords": "offset points", "va": "top"}
+    place: dict[str, Any] = {
+        "xycoords": ("figure fraction", "axes fraction"),
+        "textcoords": "offset points",
+        "va": "top",
+    }
     row[0].annotate(panel.heading, (0, 0.95), (6, 0), fontweight="bold", **place)
     text = "\n".join(textwrap.fill(line, _WRAP, subsequent_indent="  ") for line in panel.lines)
     row[0].annotate(text, (0, 0.95), (6, -14), fontsize=7.5, linespacing=1.35, **place)
@@ -110,7 +114,7 @@ def _draw_map(axis: Axes, values: NDArray[np.float32], image: NDArray[np.uint8] 
     if look.overlay and image is not None:
         _show(axis, _grey(image), vmin=0, vmax=255, alpha=0.6)
         opacity = 0.1 + 0.75 * np.clip(np.abs(values) / limit, 0, 1)
-        _show(axis, values, cmap=cmap, norm=norm, alpha=opacity, interpolation="bilinear")
+        _show(axis, values, cmap=cmap, norm=norm, alpha=opacity, interpolation="bicubic")
     else:
         _show(axis, values, cmap=cmap, norm=norm)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -11,26 +13,33 @@ from maehpc.report.figures import style
 MOST = 8
 
 
-def draw_reconstructions(
-    original: NDArray[np.uint8],
-    masked: NDArray[np.uint8],
-    reconstructed: NDArray[np.uint8],
-    index: NDArray[np.int64],
-    mask_ratio: float,
-    title: str,
-) -> Figure:
-    """Draws the first `MOST` images, one a column.
+@dataclass(frozen=True)
+class Reconstructions:
+    """Images that the MAE filled in.
 
-    Args:
-        original: [K, H, W, C], C 1 or 3; so are `masked` and `reconstructed`.
+    Attributes:
+        original: uint8 [K, H, W, C], C 1 or 3, K at least 1; so are `masked` and `reconstructed`.
         masked: what the encoder saw.
         reconstructed: what the decoder made of it, visible patches pasted in.
-        index: [K] position of each image in its split.
+        index: [K] position of each image in the test split.
         mask_ratio: fraction of patches hidden.
-        title: heading of the figure.
     """
-    rows = {"Original": original, f"Masked {mask_ratio:.0%}": masked, "Reconstructed": reconstructed}
-    count = min(len(original), MOST)
+
+    original: NDArray[np.uint8]
+    masked: NDArray[np.uint8]
+    reconstructed: NDArray[np.uint8]
+    index: NDArray[np.int64]
+    mask_ratio: float
+
+
+def draw_reconstructions(images: Reconstructions, title: str) -> Figure:
+    """Draws the first `MOST` images, one a column."""
+    rows = {
+        "Original": images.original,
+        f"Masked {images.mask_ratio:.0%}": images.masked,
+        "Reconstructed": images.reconstructed,
+    }
+    count = min(len(images.original), MOST)
     cell, text, top = 0.88, 0.95, 0.42
     width, height = text + count * cell, top + 3 * cell
     figure = Figure(figsize=(width, height))
@@ -48,11 +57,11 @@ def draw_reconstructions(
             "hspace": 0.06,
         },
     )
-    for row, (name, images) in zip(axes, rows.items(), strict=True):
-        for axis, image in zip(row, images, strict=False):
+    for row, (name, pictures) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(row, pictures, strict=False):
             style.bare(axis)
             axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=6)
-    for axis, number in zip(axes[0], index, strict=False):
+    for axis, number in zip(axes[0], images.index, strict=False):
         axis.set_title(f"#{number}", pad=2.5, fontsize=7, color=style.MUTED)
     return figure

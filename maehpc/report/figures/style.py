@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.style
@@ -81,7 +82,7 @@ def write_figure(stem: Path, draw: Draw) -> list[Path]:
 def head(figure: Figure, title: str, subtitle: str = "") -> None:
     """Writes a title, and a muted line below it, at the top left."""
     height = figure.get_figheight()
-    place = {"x": 0.08 / figure.get_figwidth(), "ha": "left", "va": "top"}
+    place: dict[str, Any] = {"x": 0.08 / figure.get_figwidth(), "ha": "left", "va": "top"}
     figure.text(y=1 - 0.07 / height, s=title, fontsize=9, fontweight="bold", **place)
     figure.text(y=1 - 0.25 / height, s=subtitle, fontsize=7, color=MUTED, **place)
 

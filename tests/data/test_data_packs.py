@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from maehpc.data import Pack, prepare
+from maehpc.data import pack as pack_module
+from maehpc.data.packing import write_pack
+from maehpc.data.sources import RawSplits
+from maehpc.errors import InputError, RunError
+
+
+def raw_splits(shape=(6, 5, 3), counts=(30, 6, 9), classes=3, labels=None, seed=0, **changes) -> RawSplits:
+    rng = np.random.default_rng(seed)
+    splits = dict(zip(("train", "val", "test"), counts, strict=True))
+    images = {split: rng.integers(0, 256, (count, *shape), dtype=np.uint8) for split, count in splits.items()}
+    fields = {
+        "name": "toy",
+        "title": "Toy Ä",
+        "task": "multi-class",
+        "classes": tuple(f"klasse {index} ß" for index in range(classes)),
+        "labels": labels or {split: np.arange(count, dtype=np.int64) % classes for split, count in splits.items()},
+        "images": images.__getitem__,
+        "description": "drawn by a test",
+    }
+    return RawSplits(**{**fields, **changes})
+
+
+def naive_digest(raw: RawSplits) -> str:
+    whole = b""
+    for split in ("train", "val", "test"):
+        for name, array in (("images", raw.images(split)), ("labels", raw.labels[split])):
+            shape = ",".join(str(side) for side in array.shape)
+            whole += f"{split}/{name} {shape} {array.dtype.str}\n".encode() + array.tobytes()
+    return hashlib.sha256(whole).hexdigest()
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3])),
+    counts=st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 9)),
+    block=st.integers(1, 2000),
+)
+def test_round_trip_of_any_shape(tmp_path: Path, monkeypatch, shape, counts, block):
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_module, "BLOCK_BYTES", block)
+        raw = raw_splits(shape, counts)
+        path = tmp_path / "toy.h5"
+        write_pack(path, raw)
+        with Pack(path) as pack:
+            pack.verify()
+            assert pack.info.digest == naive_digest(raw)
+            assert pack.info.shape == shape
+            assert (pack.info.name, pack.info.title, pack.info.task) == ("toy", "Toy Ä", "multi-class")
+            assert pack.info.classes == raw.classes
+            assert (pack.info.source, pack.info.fingerprint) == ("drawn by a test", None)
+            for split in ("train", "val", "test"):
+                np.testing.assert_array_equal(pack.images(split), raw.images(split))
+                np.testing.assert_array_equal(pack.labels(split), raw.labels[split])
+            train = raw.images("train").astype(np.float64) / 255
+            np.testing.assert_allclose(pack.info.mean, train.mean(axis=(0, 1, 2)), rtol=1e-12)
+            np.testing.assert_allclose(pack.info.std, train.std(axis=(0, 1, 2)), rtol=1e-9, atol=1e-12)
+            grey = train.mean(axis=3)
+            np.testing.assert_allclose(pack.info.grey_mean, grey.mean(), rtol=1e-12)
+            np.testing.assert_allclose(pack.info.grey_std, grey.std(), rtol=1e-9, atol=1e-12)
+
+
+def test_one_image_is_one_chunk_of_uint8(tmp_path: Path):
+    write_pack(tmp_path / "toy.h5", raw_splits())
+    with h5py.File(tmp_path / "toy.h5") as handle:
+        for split in ("train", "val", "test"):
+            assert handle[split]["images"].chunks == (1, 6, 5, 3)
+            assert handle[split]["images"].dtype == np.uint8
+            assert handle[split]["labels"].dtype == np.int64
+
+
+def test_images_come_in_the_order_asked_for(tmp_path: Path):
+    raw = raw_splits()
+    write_pack(tmp_path / "toy.h5", raw)
+    with Pack(tmp_path / "toy.h5") as pack:
+        indices = np.array([7, 3, 29, 3, 0])
+        np.testing.assert_array_equal(pack.images("train", indices), raw.images("train")[indices])
+        np.testing.assert_array_equal(pack.images("train", slice(4, 9)), raw.images("train")[4:9])
+        assert pack.images("train", np.array([], dtype=np.int64)).shape == (0, 6, 5, 3)
+        for outside in (-1, 30):
+            with pytest.raises(IndexError, match="train holds images 0 to 29"):
+                pack.images("train", np.array([0, outside]))
+
+
+def test_equal_data_give_equal_bytes(tmp_path: Path):
+    write_pack(tmp_path / "a.h5", raw_splits())
+    write_pack(tmp_path / "b.h5", raw_splits())
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_multi_label(tmp_path: Path):
+    labels = {split: np.eye(4, dtype=np.int64)[: n % 5 or 1] for split, n in (("train", 4), ("val", 3), ("test", 2))}
+    counts = tuple(len(values) for values in labels.values())
+    write_pack(tmp_path / "toy.h5", raw_splits(counts=counts, classes=4, labels=labels, task="multi-label"))
+    np.testing.assert_array_equal(Pack(tmp_path / "toy.h5").labels("train"), labels["train"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "sentence"),
+    [
+        ([0, 1, 3], "multi-class", "train holds a label outside 0 to 2"),
+        ([0, 1], "multi-class", "train has 3 images but 2 labels"),
+        ([[0, 1], [1, 1], [0, 0]], "multi-label", "train has 2 label columns, not 3"),
+        ([[0, 1, 2], [1, 1, 0], [0, 0, 0]], "multi-label", "train holds a label outside 0 to 1"),
+    ],
+)
+def test_labels_that_do_not_fit_are_told(tmp_path: Path, labels, task, sentence):
+    array = np.array(labels, dtype=np.int64)
+    raw = raw_splits(counts=(3, 3, 3), labels=dict.fromkeys(("train", "val", "test"), array), task=task)
+    with pytest.raises(InputError, match=sentence):
+        write_pack(tmp_path / "toy.h5", raw)
+    assert list(tmp_path.glob("**/*.h5*")) == []
+
+
+def test_every_flipped_byte_is_noticed_or_changes_nothing(tmp_path: Path):
+    path = tmp_path / "toy.h5"
+    raw = raw_splits(shape=(4, 4, 1), counts=(6, 2, 2))
+    write_pack(path, raw)
+    whole = Pack(path)
+    info, data = whole.info, path.read_bytes()
+    whole.close()
+    told = 0
+    offsets = random.Random(0).sample(range(len(data)), 700)
+    for offset in offsets:
+        path.write_bytes(data[:offset] + bytes([data[offset] ^ 0x04]) + data[offset + 1 :])
+        try:
+            with Pack(path) as pack:
+                pack.verify()
+                assert pack.info == info
+                for split in ("train", "val", "test"):
+                    np.testing.assert_array_equal(pack.images(split), raw.images(split))
+        except InputError as error:
+            assert str(path) in str(error)
+            told += 1
+    assert told > 20
+
+
+def test_a_changed_image_and_a_changed_label_fail_verification(tmp_path: Path):
+    for name, index in (("images", (3, 1, 1, 0)), ("labels", 5)):
+        path = tmp_path / f"{name}.h5"
+        write_pack(path, raw_splits())
+        with h5py.File(path, "r+") as handle:
+            handle["train"][name][index] = (int(handle["train"][name][index]) + 1) % 3
+        with pytest.raises(InputError, match=rf"{name}.h5 does not match its digest: .*delete it"):
+            Pack(path).verify()
+
+
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.999])
+def test_a_truncated_pack_is_told(tmp_path: Path, part: float):
+    path = tmp_path / "toy.h5"
+    write_pack(path, raw_splits())
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+    with pytest.raises(InputError, match=r"toy.h5 is no whole pack .*; delete it and run the command again") as caught:
+        Pack(path).verify()
+    assert "\n" not in str(caught.value)
+
+
+def test_other_files_are_told(tmp_path: Path):
+    path = tmp_path / "other.h5"
+    with pytest.raises(InputError, match="does not exist"):
+        Pack(path)
+    path.write_bytes(b"something else")
+    with pytest.raises(InputError, match="no whole pack"):
+        Pack(path)
+    with h5py.File(path, "w") as handle:
+        handle["x"] = 1
+    with pytest.raises(InputError, match="format None, not 1"):
+        Pack(path)
+    write_pack(path, raw_splits())
+    with h5py.File(path, "r+") as handle:
+        del handle["val"]["labels"]
+    with pytest.raises(InputError, match="no whole pack"):
+        Pack(path)
+
+
+def _read_some(pack: Pack, queue: multiprocessing.Queue) -> None:
+    queue.put(pack.images("train", np.array([5, 2])))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_pack_may_be_forked_and_sent(tmp_path: Path, method: str):
+    write_pack(tmp_path / "toy.h5", raw_splits())
+    with Pack(tmp_path / "toy.h5") as pack:
+        context = multiprocessing.get_context(method)
+        queue = context.Queue()
+        child = context.Process(target=_read_some, args=(pack, queue))
+        child.start()
+        np.testing.assert_array_equal(queue.get(timeout=60), pack.images("train", np.array([5, 2])))
+        child.join()
+        again = pickle.loads(pickle.dumps(pack))  # noqa: S301 - bytes of this test's own making
+        assert again.info == pack.info
+
+
+def test_a_changed_source_is_packed_again_and_a_lost_one_is_not_needed(arrays, save_npz, tmp_path: Path):
+    packs = tmp_path / "packs"
+    source = save_npz(arrays)
+    first = prepare(str(source), 28, packs)
+    inode = first.path.stat().st_ino
+    assert prepare(str(source), 28, packs).path.stat().st_ino == inode, "not written twice"
+    arrays["train_images"][0, 0, 0, 0] ^= 1
+    save_npz(arrays)
+    second = prepare(str(source), 28, packs)
+    assert second.info.digest != first.info.digest
+    # The older pack stays readable for whoever still has it open.
+    first.verify()
+    source.unlink()
+    assert prepare(str(source), 28, packs).info == second.info
+
+
+PACKER = """
+import sys
+from pathlib import Path
+import numpy as np
+from maehpc.data.packing import write_pack
+from maehpc.data.sources import RawSplits
+images = np.random.default_rng(0).integers(0, 256, (3000, 64, 64, 3), dtype=np.uint8)
+labels = np.arange(3000) % 2
+splits = ("train", "val", "test")
+print("ready", flush=True)
+sys.stdin.readline()
+write_pack(Path(sys.argv[1]), RawSplits("big", "Big", "binary-class", ("a", "b"), dict.fromkeys(splits, labels),
+           lambda split: images, "drawn"))
+print("done", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_packing_leaves_nothing_half_made(tmp_path: Path):
+    path = tmp_path / "packs" / "big.h5"
+    rng = random.Random(0)
+
+    def attempt(delay: float | None) -> None:
+        child = subprocess.Popen(
+            [sys.executable, "-c", PACKER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert child.stdout is not None and child.stdin is not None
+        assert child.stdout.readline() == "ready\n"
+        child.stdin.write("\n")
+        child.stdin.flush()
+        if delay is None:
+            assert child.stdout.readline() == "done\n"
+        else:
+            time.sleep(delay)
+            os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        child.stdin.close()
+        child.stdout.close()
+
+    attempt(None)
+    expected = path.read_bytes()
+    path.unlink()
+    for _ in range(4):
+        attempt(rng.uniform(0, 0.3))
+        assert not path.exists() or path.read_bytes() == expected
+        path.unlink(missing_ok=True)
+    attempt(None)
+    assert path.read_bytes() == expected
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if (
+        mount is None
+        or subprocess.run(
+            [mount, "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)], capture_output=True
+        ).returncode
+    ):
+        pytest.skip("a small file system can be mounted by root alone")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("count", [200, 260, 300, 2000])
+def test_a_full_disk_is_told_and_nothing_is_left(tiny_disk: Path, count: int):
+    raw = raw_splits(shape=(32, 32, 3), counts=(count, 2, 2))
+    with pytest.raises(RunError, match=r"cannot write .*toy.h5: .*disk") as caught:
+        write_pack(tiny_disk / "toy.h5", raw)
+    assert "\n" not in str(caught.value)
+    assert list(tiny_disk.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path):
+    (tmp_path / "packs").write_text("a file")
+    with pytest.raises(RunError, match="cannot write .*packs"):
+        write_pack(tmp_path / "packs" / "toy.h5", raw_splits())

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from maehpc.errors import InputError, RunError
+from maehpc.ownership import newest_attempt, own
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def _hold(folder: Path, pipe: Connection) -> None:
+    with own(folder) as owner:
+        pipe.send(owner.attempt)
+        pipe.recv()
+
+
+def _race(folder: Path, pipe: Connection) -> None:
+    pipe.recv()
+    try:
+        with own(folder) as owner:
+            pipe.send(owner.attempt)
+            pipe.recv()
+    except InputError:
+        pipe.send(None)
+
+
+def test_attempts_count_up_and_the_newest_owns(tmp_path: Path) -> None:
+    folder = tmp_path / "new/ledger"
+    assert newest_attempt(folder) == 0
+    for attempt in (1, 2, 3):
+        with own(folder) as owner:
+            assert owner.attempt == newest_attempt(folder) == attempt
+            owner.still_owner()
+
+
+def test_an_older_attempt_is_told_to_stop(tmp_path: Path) -> None:
+    with own(tmp_path) as old:
+        (tmp_path / "lock").unlink()
+        with own(tmp_path) as new:
+            new.still_owner()
+            with pytest.raises(RunError, match=f"attempt 1 no longer owns {tmp_path}: attempt 2 has begun"):
+                old.still_owner()
+        with pytest.raises(RunError):
+            old.still_owner()
+
+
+def test_an_attempt_whose_folder_is_gone_is_told_to_stop(tmp_path: Path) -> None:
+    with own(tmp_path) as owner:
+        (tmp_path / "attempts/0001.json").unlink()
+        with pytest.raises(RunError, match="its record is gone"):
+            owner.still_owner()
+
+
+def test_numbers_not_names_are_ordered(tmp_path: Path) -> None:
+    (tmp_path / "attempts").mkdir()
+    for name in ("0009.json", "9999.json", "10000.json", "2x.json", "20000.json.old", "30000"):
+        (tmp_path / "attempts" / name).touch()
+    assert newest_attempt(tmp_path) == 10000
+    with own(tmp_path) as owner:
+        assert owner.attempt == 10001
+
+
+def test_a_second_owner_is_refused_until_the_first_ends_or_dies(tmp_path: Path) -> None:
+    ours, theirs = SPAWN.Pipe()
+    child = SPAWN.Process(target=_hold, args=(tmp_path, theirs))
+    child.start()
+    assert ours.recv() == 1
+    with pytest.raises(InputError) as error, own(tmp_path):
+        raise AssertionError("two owners")
+    assert f"process {child.pid} on " in str(error.value) and "another --name" in str(error.value)
+    assert newest_attempt(tmp_path) == 1
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    with own(tmp_path) as owner:
+        assert owner.attempt == 2
+
+
+def test_a_refusal_in_the_same_process(tmp_path: Path) -> None:
+    with own(tmp_path) as owner, pytest.raises(InputError), own(tmp_path):
+        raise AssertionError("two owners")
+    assert owner.attempt == newest_attempt(tmp_path) == 1
+
+
+def test_of_many_at_once_one_wins(tmp_path: Path) -> None:
+    pipes, children = [], []
+    for _ in range(4):
+        ours, theirs = SPAWN.Pipe()
+        children.append(SPAWN.Process(target=_race, args=(tmp_path, theirs)))
+        children[-1].start()
+        pipes.append(ours)
+    for pipe in pipes:
+        pipe.send("go")
+    attempts = [pipe.recv() for pipe in pipes]
+    assert sorted(attempts, key=str) == [1, None, None, None]
+    pipes[attempts.index(1)].send("end")
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="a file stands where a folder is needed"), own(tmp_path / "file/ledger"):
+        raise AssertionError("owned")
