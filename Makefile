@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 install: $(INSTALLED)
 
 demo: $(INSTALLED)
-	$(BIN)/python -m maehpc demo
+	$(BIN)/maehpc run pipeline --recipe pipeline/demo --name demo --datasets 'digits,retinamnist?,breastmnist?'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

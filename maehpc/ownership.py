@@ -10,10 +10,12 @@ to stop. Neither depends on a clock.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ from pathlib import Path
 
 from maehpc import files
 from maehpc.errors import InputError, RunError
+
+_ATTEMPT = re.compile(r"([0-9]+)\.json")
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -38,16 +43,15 @@ class Owner:
         """
         newest = newest_attempt(self.folder)
         if newest != self.attempt:
-            raise RunError(
-                f"attempt {self.attempt} no longer owns {self.folder}: attempt {newest} has begun; this process stops"
-            )
+            reason = f"attempt {newest} has begun" if newest > self.attempt else "its record is gone"
+            raise RunError(f"attempt {self.attempt} no longer owns {self.folder}: {reason}; this process stops")
 
 
 def newest_attempt(folder: Path) -> int:
     """The highest attempt number recorded in `folder`, 0 where there is none."""
     attempts = folder / "attempts"
-    numbers = [int(path.stem) for path in attempts.glob("[0-9]*.json")] if attempts.is_dir() else []
-    return max(numbers, default=0)
+    names = [_ATTEMPT.fullmatch(path.name) for path in attempts.iterdir()] if attempts.is_dir() else []
+    return max((int(name[1]) for name in names if name), default=0)
 
 
 def _begin_attempt(folder: Path) -> int:
@@ -68,6 +72,19 @@ def _begin_attempt(folder: Path) -> int:
         return number
 
 
+def _lock(path: Path, descriptor: int) -> bool:
+    """Takes the lock if no other process holds it. Where the file system has no locks, the attempts alone serve."""
+    with files.writing(path):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+    return True
+
+
 @contextmanager
 def own(folder: Path) -> Iterator[Owner]:
     """Owns `folder` for the length of the block.
@@ -81,13 +98,11 @@ def own(folder: Path) -> Iterator[Owner]:
     with files.writing(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(path, descriptor):
             holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
             raise InputError(
                 f"{folder} is being written by {holder}; wait until it ends, or give this run another --name"
-            ) from None
+            )
         owner = Owner(folder, _begin_attempt(folder))
         with files.writing(path):
             os.ftruncate(descriptor, 0)

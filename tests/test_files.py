@@ -4,13 +4,13 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_disks import Mount, small_disk
 
 from maehpc import files
 from maehpc.errors import RunError
@@ -23,28 +23,9 @@ JSON = st.recursive(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a file system in memory; call it with mount options, again to change them."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = False
-
-    def mount(options: str) -> Path:
-        nonlocal mounted
-        options = f"remount,{options}" if mounted else options
-        command = ["mount", "-t", "tmpfs", "-o", options, "maehpc-test", str(folder)]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"mounting is not permitted here: {error}")
-        mounted = True
-        return folder
-
-    try:
+def disk(tmp_path: Path) -> Iterator[Mount]:
+    with small_disk(tmp_path / "disk") as mount:
         yield mount
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_file_appears_whole_in_a_new_folder(tmp_path: Path) -> None:
@@ -180,20 +161,20 @@ def test_absent_and_unreadable_are_told_apart(tmp_path: Path) -> None:
         tmp_path.read_bytes()
 
 
-def test_a_full_disk_is_said_and_leaves_the_old_file(small_disk: Callable[[str], Path]) -> None:
-    path = small_disk("size=64k") / "file"
+def test_a_full_disk_is_said_and_leaves_the_old_file(disk: Mount) -> None:
+    path = disk("size=64k") / "file"
     files.write_bytes(path, b"old")
     with pytest.raises(RunError, match=f"cannot write {path}: the disk is full"):
         files.write_bytes(path, bytes(1 << 20))
     assert path.read_bytes() == b"old" and os.listdir(path.parent) == ["file"]
 
 
-def test_a_read_only_disk_is_said(small_disk: Callable[[str], Path]) -> None:
-    folder = small_disk("size=64k")
+def test_a_read_only_disk_is_said(disk: Mount) -> None:
+    folder = disk("size=64k")
     leftover = files.partial_name(folder / "file")
     leftover.touch()
     files.require_writable(folder)
-    small_disk("ro")
+    disk("ro")
     for attempt in (
         lambda: files.require_writable(folder),
         lambda: files.write_bytes(folder / "file", b""),

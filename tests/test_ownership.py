@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import signal
 from multiprocessing.connection import Connection
@@ -107,4 +109,25 @@ def test_of_many_at_once_one_wins(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="a file stands where a folder is needed"), own(tmp_path / "file/ledger"):
+        raise AssertionError("owned")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_the_attempts_alone_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(number, "no locks on this file system")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with own(tmp_path) as old, own(tmp_path) as new:
+        new.still_owner()
+        with pytest.raises(RunError, match="attempt 2 has begun"):
+            old.still_owner()
+
+
+def test_a_lock_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(RunError, match="input/output error"), own(tmp_path):
         raise AssertionError("owned")

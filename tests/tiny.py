@@ -30,7 +30,7 @@ SETTINGS = {
         "reconstructions": 3,
         "checkpoint": {"every_steps": 4},
     },
-    "finetune": {"optim": {"lr": 0.01}, "epochs": 3, "images": 100, "checkpoint": {"every_steps": 2}},
+    "finetune": {"optim": {"lr": 0.002}, "epochs": 3, "images": 100, "checkpoint": {"every_steps": 2}},
     "explain": {
         "images": 20,
         "sensitivity": {"samples": 2},

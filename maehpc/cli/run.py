@@ -40,7 +40,11 @@ DEFAULT_RECIPES = {
     + "]",
 )
 @click.option("--name", help="Experiment: the folder below RESULTS.  [default: the recipe's last word]")
-@click.option("--datasets", help="Names, .npz files or image folders, with commas between; all: whatever is here.")
+@click.option(
+    "--datasets",
+    help="Names, .npz files or image folders, with commas between. NAME? is left out where its file is not here; "
+    "all: every catalogue set that is here.",
+)
 @click.option("--methods", help="Attribution methods, with commas between.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, as optim.lr=1e-3.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of every random draw.")
@@ -84,21 +88,26 @@ def _settings(datasets: tuple[str, ...], methods: str | None, seed: int | None) 
 
 
 def _datasets(text: str | None, source_size: int, packs: Path, progress: Progress) -> tuple[str, ...]:
+    """The data sets of `--datasets`; those that may be left out are, where their files are not here."""
     from maehpc.data import available
     from maehpc.errors import InputError
 
     if text is None:
         return ()
-    if text != "all":
-        return tuple(word.strip() for word in text.split(",") if word.strip())
-    statuses = [status for status in available(packs) if status.size == source_size or len(status.entry.sizes) == 1]
-    left_out = [status.entry.name for status in statuses if status.state == "missing"]
+    here = {}
+    for status in available(packs):
+        if status.size == source_size or len(status.entry.sizes) == 1:
+            here[status.entry.name] = status.state != "missing"
+    words = (
+        [f"{name}?" for name in here] if text == "all" else [word.strip() for word in text.split(",") if word.strip()]
+    )
+    chosen = [word.removesuffix("?") for word in words if not word.endswith("?") or here.get(word.removesuffix("?"))]
+    left_out = [word.removesuffix("?") for word in words if word.removesuffix("?") not in chosen]
     if left_out:
-        progress.say(f"--datasets all leaves out {', '.join(left_out)}: no file here (see `maehpc data list`)")
-    found = tuple(status.entry.name for status in statuses if status.state != "missing")
-    if not found:
-        raise InputError("--datasets all: no data set is here; see `maehpc data list`")
-    return found
+        progress.say(f"left out: {', '.join(left_out)} (no file here; see `maehpc data list`)")
+    if not chosen:
+        raise InputError(f"--datasets {text}: no data set is here; see `maehpc data list`")
+    return tuple(chosen)
 
 
 def _run(

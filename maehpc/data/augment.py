@@ -139,5 +139,7 @@ class CropFlip:
         columns = _resize_weights(crops.left.to(device), crops.width.to(device), width, self.size, self.interpolation)
         columns = torch.where(crops.flip.to(device)[:, None, None], columns.flip(1), columns)
         rows, columns = rows.to(pixels.dtype), columns.to(pixels.dtype)
-        resized = rows[:, None] @ (pixels @ columns[:, None].transpose(2, 3))
-        return resized.clamp(0, 1)  # bicubic weights overshoot at edges
+        # Channels ride along as rows of the first product and as columns of the second.
+        wide = (pixels.flatten(1, 2) @ columns.transpose(1, 2)).unflatten(1, (-1, height))
+        resized: Tensor = (rows @ wide.transpose(1, 2).flatten(2)).unflatten(2, (-1, self.size)).transpose(1, 2)
+        return resized.clamp(0, 1).contiguous()  # bicubic weights overshoot at edges

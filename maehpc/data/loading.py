@@ -56,7 +56,7 @@ class ResidentSplit(_LabelledSplit):
         """As `Split.batch`."""
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
             raise IndexError(f"the split holds images 0 to {len(self) - 1}")
-        return self._images[indices.to(self._device)]
+        return self._images.index_select(0, indices.to(self._device))
 
 
 class StreamedSplit(_LabelledSplit):

@@ -99,12 +99,16 @@ class Pack:
         """Opens the pack and reads what it holds.
 
         Raises:
-            InputError: the file is absent, not a pack, damaged, or of another version.
+            InputError: the file is absent, unreadable, not a pack, damaged, or of another version.
         """
         self.path = path
         self._file: h5py.File | None = None
         self._process = 0
-        self.info = self._read_info()
+        try:
+            self.info = self._read_info()
+        except InputError:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -128,7 +132,10 @@ class Pack:
             if not self.path.is_file():
                 raise InputError(f"{self.path} does not exist; run `maehpc data pack` first")
             try:
-                self._file = h5py.File(self.path, "r")
+                # A pack never changes under its name, and many cluster file systems know no locks.
+                self._file = h5py.File(self.path, "r", locking=False)
+            except PermissionError as error:
+                raise InputError(f"cannot read {self.path}: permission is denied; make it readable") from error
             except OSError as error:
                 raise self._damaged(one_line(error)) from error
             self._process = os.getpid()

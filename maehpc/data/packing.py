@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -11,8 +13,11 @@ from numpy.typing import NDArray
 from maehpc import files
 from maehpc.data.catalogue import SPLITS, SplitName
 from maehpc.data.pack import FORMAT, ArrayDigest, blocks
-from maehpc.data.sources.raw import Images, RawSplits, one_line
-from maehpc.errors import InputError, RunError
+from maehpc.data.sources.raw import Images, RawSplits
+from maehpc.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 class _Statistics:
@@ -67,7 +72,31 @@ def _checked(raw: RawSplits, split: SplitName, shape: tuple[int, ...] | None) ->
     return images
 
 
-def _write(handle: h5py.File, raw: RawSplits) -> None:
+class _Sink(io.FileIO):
+    """The file that HDF5 writes to. HDF5 cannot close a file after a failed write, so it is never told of one."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, "w+")
+        self._error: OSError | None = None
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Writes all of `data`; notes the first failure and drops everything after it."""
+        rest = memoryview(data)
+        size = rest.nbytes
+        while self._error is None and rest.nbytes:
+            try:
+                rest = rest[super().write(rest) :]
+            except OSError as error:
+                self._error = error
+        return size
+
+    def check(self) -> None:
+        """Raises the first failure, if any."""
+        if self._error is not None:
+            raise self._error
+
+
+def _write(handle: h5py.File, raw: RawSplits, sink: _Sink) -> None:
     digest = ArrayDigest()
     shape: tuple[int, ...] | None = None
     for split in SPLITS:
@@ -80,6 +109,7 @@ def _write(handle: h5py.File, raw: RawSplits) -> None:
         for part in blocks(len(images), int(np.prod(shape))):
             block = np.ascontiguousarray(images[part])
             stored[part] = block
+            sink.check()
             digest.update(block)
             if split == "train":
                 statistics.update(block)
@@ -107,13 +137,8 @@ def write_pack(path: Path, raw: RawSplits) -> None:
         InputError: the source's arrays do not fit together.
         RunError: the file cannot be written.
     """
-    with files.atomic_path(path) as partial:
-        try:
-            # The v110 format indexes chunks by a flat array: a quarter of a million of them stay quick to look up.
-            with h5py.File(partial, "w", libver=("v110", "v110")) as handle:
-                _write(handle, raw)
-        except RuntimeError as error:  # how HDF5 reports that it could not flush while closing
-            raise RunError(
-                f"cannot write {path}: HDF5 could not finish it ({one_line(error)}); check the disk's free space and run the "
-                f"same command again"
-            ) from error
+    with files.atomic_path(path) as partial, _Sink(partial) as sink:
+        # The v110 format indexes chunks by a flat array: a quarter of a million of them stay quick to look up.
+        with h5py.File(sink, "w", libver=("v110", "v110")) as handle:
+            _write(handle, raw, sink)
+        sink.check()

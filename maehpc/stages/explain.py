@@ -16,7 +16,7 @@ from maehpc import files
 from maehpc.data import Pack, dataset_name
 from maehpc.explain import Explainer, Explanation, NoiseKey
 from maehpc.maps import ArrayLayout, MapStore, StoreLayout
-from maehpc.models import Classifier, grid_size, read_weights
+from maehpc.models import Classifier, grid_size, load_weights
 from maehpc.ownership import own
 from maehpc.recipes import ExplainSettings
 from maehpc.stages.context import Context
@@ -78,7 +78,7 @@ def explain(context: Context, dataset: str) -> dict[str, Any]:
 def load_classifier(context: Context, pack: Pack, path: Path) -> Classifier:
     """The finished classifier in evaluation mode, its weights frozen."""
     classifier = new_classifier(context, pack, None)
-    classifier.load_state_dict(read_weights(path))
+    load_weights(classifier, path)
     return classifier.eval().requires_grad_(False)
 
 

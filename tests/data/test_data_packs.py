@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -140,7 +139,7 @@ def test_every_flipped_byte_is_noticed_or_changes_nothing(tmp_path: Path):
     info, data = whole.info, path.read_bytes()
     whole.close()
     told = 0
-    offsets = random.Random(0).sample(range(len(data)), 700)
+    offsets = random.Random(0).sample(range(len(data)), 400)
     for offset in offsets:
         path.write_bytes(data[:offset] + bytes([data[offset] ^ 0x04]) + data[offset + 1 :])
         try:
@@ -194,21 +193,39 @@ def test_other_files_are_told(tmp_path: Path):
 
 
 def _read_some(pack: Pack, queue: multiprocessing.Queue) -> None:
-    queue.put(pack.images("train", np.array([5, 2])))
+    images = pack.images("train", np.array([5, 2]))
+    queue.put((images, pack._process == os.getpid()))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_pack_may_be_forked_and_sent(tmp_path: Path, method: str):
+def test_a_pack_may_be_forked_and_pickled(tmp_path: Path):
     write_pack(tmp_path / "toy.h5", raw_splits())
     with Pack(tmp_path / "toy.h5") as pack:
-        context = multiprocessing.get_context(method)
+        context = multiprocessing.get_context("fork")
         queue = context.Queue()
         child = context.Process(target=_read_some, args=(pack, queue))
         child.start()
-        np.testing.assert_array_equal(queue.get(timeout=60), pack.images("train", np.array([5, 2])))
+        expected = pack.images("train", np.array([5, 2]))
+        images, opened_anew = queue.get(timeout=60)
+        np.testing.assert_array_equal(images, expected)
+        assert opened_anew, "HDF5 does not promise that a file opened before a fork can be read after it"
         child.join()
         again = pickle.loads(pickle.dumps(pack))  # noqa: S301 - bytes of this test's own making
         assert again.info == pack.info
+        np.testing.assert_array_equal(again.images("train", np.array([5, 2])), expected)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_files_are_told(arrays, save_npz, tmp_path: Path):
+    source = save_npz(arrays)
+    pack = prepare(str(source), 28, tmp_path / "packs")
+    pack.close()
+    source.chmod(0)
+    with pytest.raises(RunError, match=r"cannot read .*own.npz: permission is denied"):
+        prepare(str(source), 28, tmp_path / "packs")
+    source.unlink()
+    pack.path.chmod(0)
+    with pytest.raises(InputError, match=r"cannot read .*own.h5: permission is denied"):
+        prepare(str(source), 28, tmp_path / "packs")
 
 
 def test_a_changed_source_is_packed_again_and_a_lost_one_is_not_needed(arrays, save_npz, tmp_path: Path):
@@ -227,53 +244,27 @@ def test_a_changed_source_is_packed_again_and_a_lost_one_is_not_needed(arrays, s
     assert prepare(str(source), 28, packs).info == second.info
 
 
-PACKER = """
-import sys
-from pathlib import Path
-import numpy as np
-from maehpc.data.packing import write_pack
-from maehpc.data.sources import RawSplits
-images = np.random.default_rng(0).integers(0, 256, (3000, 64, 64, 3), dtype=np.uint8)
-labels = np.arange(3000) % 2
-splits = ("train", "val", "test")
-print("ready", flush=True)
-sys.stdin.readline()
-write_pack(Path(sys.argv[1]), RawSplits("big", "Big", "binary-class", ("a", "b"), dict.fromkeys(splits, labels),
-           lambda split: images, "drawn"))
-print("done", flush=True)
-"""
-
-
-@pytest.mark.slow
 def test_a_killed_packing_leaves_nothing_half_made(tmp_path: Path):
     path = tmp_path / "packs" / "big.h5"
+    raw = raw_splits(shape=(64, 64, 3), counts=(2000, 10, 10))
     rng = random.Random(0)
-
-    def attempt(delay: float | None) -> None:
-        child = subprocess.Popen(
-            [sys.executable, "-c", PACKER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert child.stdout is not None and child.stdin is not None
-        assert child.stdout.readline() == "ready\n"
-        child.stdin.write("\n")
-        child.stdin.flush()
-        if delay is None:
-            assert child.stdout.readline() == "done\n"
-        else:
-            time.sleep(delay)
-            os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-        child.stdin.close()
-        child.stdout.close()
-
-    attempt(None)
+    start = time.perf_counter()
+    write_pack(path, raw)
+    duration = time.perf_counter() - start
     expected = path.read_bytes()
-    path.unlink()
-    for _ in range(4):
-        attempt(rng.uniform(0, 0.3))
-        assert not path.exists() or path.read_bytes() == expected
+    killed = 0
+    for _ in range(12):
         path.unlink(missing_ok=True)
-    attempt(None)
+        child = multiprocessing.get_context("fork").Process(target=write_pack, args=(path, raw))
+        child.start()
+        assert child.pid is not None
+        time.sleep(rng.uniform(0, 1.2 * duration))
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        killed += child.exitcode == -signal.SIGKILL
+        assert not path.exists() or path.read_bytes() == expected
+    assert killed > 3
+    write_pack(path, raw)
     assert path.read_bytes() == expected
 
 
@@ -295,8 +286,9 @@ def tiny_disk(tmp_path: Path):
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("count", [200, 260, 300, 2000])
+@pytest.mark.parametrize("count", [166, 200, 2000])
 def test_a_full_disk_is_told_and_nothing_is_left(tiny_disk: Path, count: int):
+    """166: the images just fit, and HDF5's own tables, written while closing, do not."""
     raw = raw_splits(shape=(32, 32, 3), counts=(count, 2, 2))
     with pytest.raises(RunError, match=r"cannot write .*toy.h5: .*disk") as caught:
         write_pack(tiny_disk / "toy.h5", raw)
@@ -306,5 +298,5 @@ def test_a_full_disk_is_told_and_nothing_is_left(tiny_disk: Path, count: int):
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path):
     (tmp_path / "packs").write_text("a file")
-    with pytest.raises(RunError, match="cannot write .*packs"):
+    with pytest.raises(RunError, match=r"cannot write .*packs"):
         write_pack(tmp_path / "packs" / "toy.h5", raw_splits())

@@ -27,9 +27,9 @@ def batch(count: int, channels: int, height: int, width: int) -> torch.Tensor:
     return torch.randint(0, 256, (count, channels, height, width), generator=draw, dtype=torch.uint8)
 
 
-def preprocess(channels: int, **settings) -> Preprocess:
+def preprocess(stored: int, **settings) -> Preprocess:
     fields = {"normalization": "dataset", **settings}
-    return Preprocess(DataSettings(**fields), info(channels))
+    return Preprocess(DataSettings(**fields), info(stored))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

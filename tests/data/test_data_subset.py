@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -17,7 +19,7 @@ def test_subsets_are_as_balanced_as_the_classes_allow(labels, count, seed):
     assert chosen.dtype == torch.int64
     assert len(chosen) == min(count, len(labels))
     assert torch.equal(chosen, torch.unique(chosen)), "rising and each once"
-    assert 0 <= chosen.min() and chosen.max() < len(labels)
+    assert chosen.min() >= 0 and chosen.max() < len(labels)
     available = np.bincount(labels)
     taken = np.bincount(labels[chosen.numpy()], minlength=len(available))
     for label in range(len(available)):
@@ -28,7 +30,7 @@ def test_subsets_are_as_balanced_as_the_classes_allow(labels, count, seed):
 @given(labels=LABELS, seed=st.integers(0, 1000))
 def test_smaller_subsets_lie_inside_larger_ones(labels, seed):
     sets = [set(subset(labels, count, seed).tolist()) for count in range(1, len(labels) + 1)]
-    assert all(small < large for small, large in zip(sets, sets[1:], strict=False))
+    assert all(small < large for small, large in itertools.pairwise(sets))
 
 
 def test_the_seed_decides():

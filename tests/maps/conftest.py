@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import maps_writer
 import pytest
+from small_disks import Mount, small_disk
 
 
 @pytest.fixture(scope="session")
@@ -31,25 +32,14 @@ def reference(_pristine: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a file system in memory; call it with mount options, again to change them."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = False
-
-    def mount(options: str) -> Path:
-        nonlocal mounted
-        options = f"remount,{options}" if mounted else options
-        command = ["mount", "-t", "tmpfs", "-o", options, "maehpc-test", str(folder)]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"mounting is not permitted here: {error}")
-        mounted = True
-        return folder
-
-    try:
+def disk(tmp_path: Path) -> Iterator[Mount]:
+    with small_disk(tmp_path / "disk") as mount:
         yield mount
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory where there is one: for tests that write often, and in which no machine dies."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
+        yield Path(folder)

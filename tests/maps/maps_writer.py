@@ -100,6 +100,4 @@ def die_at(root: Path, moment: int, action: Callable[..., Any], *arguments: Any)
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by relative path."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

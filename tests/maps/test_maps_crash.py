@@ -55,11 +55,11 @@ def assert_finishes(root: Path, layout: StoreLayout, reference: dict[str, bytes]
 
 
 @pytest.mark.slow
-def test_killed_before_each_touch_of_the_disk(tmp_path: Path, start: Callable[..., ForkServerProcess]) -> None:
-    maps_writer.explain(tmp_path / "whole", maps_writer.SMALL)
-    reference = maps_writer.contents(tmp_path / "whole/maps")
+def test_killed_before_each_touch_of_the_disk(memory: Path, start: Callable[..., ForkServerProcess]) -> None:
+    maps_writer.explain(memory / "whole", maps_writer.SMALL)
+    reference = maps_writer.contents(memory / "whole/maps")
     for moment in itertools.count(1):
-        root = tmp_path / str(moment)
+        root = memory / str(moment)
         child = start(maps_writer.die_at, root, moment, maps_writer.explain, root, maps_writer.SMALL)
         child.join()
         if child.exitcode == 0:
@@ -73,12 +73,12 @@ def test_killed_before_each_touch_of_the_disk(tmp_path: Path, start: Callable[..
 
 @pytest.mark.slow
 def test_killed_while_other_bytes_replace_a_shard(
-    whole: Path, tmp_path: Path, start: Callable[..., ForkServerProcess]
+    whole: Path, memory: Path, start: Callable[..., ForkServerProcess]
 ) -> None:
     """Between the old files and the new ones the ledger vouches for neither."""
     between = 0
     for moment in itertools.count(1):
-        root = tmp_path / str(moment)
+        root = memory / str(moment)
         shutil.copytree(whole, root)
         child = start(maps_writer.die_at, root, moment, maps_writer.rewrite, root)
         child.join()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -256,5 +255,5 @@ def test_a_folder_in_the_place_of_a_shard_is_said_in_one_sentence(whole: Path) -
     assert [(shard, file) for _, shard, file in told(whole)] == [(1, "maps/label/c.1")]
     with pytest.raises(RunError, match="a folder stands where a file is needed; move it away"):
         maps_writer.explain(whole)
-    os.rmdir(path)
+    path.rmdir()
     assert maps_writer.explain(whole) == [1] and found(whole) == []

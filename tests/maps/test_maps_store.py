@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ import numpy as np
 import pytest
 import xarray
 import zarr
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from small_disks import Mount
 
 from maehpc.errors import InputError, RunError
 from maehpc.maps import ArrayLayout, MapStore, StoreLayout, verify
-from maehpc.ownership import own
+from maehpc.ownership import Owner, own
 
 LAYOUT = maps_writer.LAYOUT
 
@@ -83,7 +83,7 @@ def test_unwritten_values_are_not_mistaken_for_results(tmp_path: Path) -> None:
         assert (data.label[:4] == -1).all()
     store = opened(tmp_path)
     assert store.missing() == [0, 2] and store.shards(deep=True) == [1] and not store.complete
-    with pytest.raises(RunError, match="shard 0 of .* is not recorded; run explain"):
+    with pytest.raises(RunError, match=r"shard 0 of .* is not recorded; run explain"):
         store.read("label", 0)
 
 
@@ -108,18 +108,20 @@ def stores(draw: st.DrawFn) -> tuple[StoreLayout, dict[str, np.ndarray[Any, Any]
         dtype = draw(st.sampled_from(["float16", "float32", "float64", "int32", "int64", "uint8", "bool"]))
         layouts[f"a{index}"] = ArrayLayout(tuple(f"d{index}{axis}" for axis in range(len(shape))), shape, dtype)
         arrays[f"a{index}"] = draw(hnp.arrays(dtype, (images, *shape)))
-    attributes = draw(st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False), max_size=3))
+    attributes = draw(
+        st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False), max_size=3)
+    )
     return StoreLayout(images, shard_images, layouts, attributes), arrays
 
 
-@settings(deadline=None, max_examples=25)
-@given(stores(), st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=stores(), random=st.randoms(use_true_random=False))
 def test_any_store_comes_back_bit_for_bit_in_any_order(
-    case: tuple[StoreLayout, dict[str, np.ndarray[Any, Any]]], random: Any
+    memory: Path, case: tuple[StoreLayout, dict[str, np.ndarray[Any, Any]]], random: Any
 ) -> None:
     layout, arrays = case
     folders = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
         for name in ("a", "b"):
             root = Path(folder) / name
             with own(root / "ledger") as owner:
@@ -217,7 +219,7 @@ def changed_inputs(**changes: Any) -> dict[str, Any]:
         (
             {"seed": 4},
             LAYOUT,
-            "explain.methods was [\"saliency\"] and is null, explain.radius was 0.02 and is null, and 1 more)",
+            'explain.methods was ["saliency"] and is null, explain.radius was 0.02 and is null, and 1 more)',
         ),
     ],
 )
@@ -266,7 +268,7 @@ def test_a_stale_attempt_records_nothing_more(tmp_path: Path) -> None:
             rerun.write_shard(1, maps_writer.values(LAYOUT, 1))
             before = maps_writer.contents(tmp_path)
             for shard in (0, 1, 2):
-                with pytest.raises(RunError, match="attempt 1 no longer owns .*: attempt 2 has begun"):
+                with pytest.raises(RunError, match=r"attempt 1 no longer owns .*: attempt 2 has begun"):
                     store.write_shard(shard, maps_writer.values(LAYOUT, shard))
             with pytest.raises(RunError, match="attempt 1 no longer owns"):
                 maps_writer.begin(tmp_path, old)
@@ -274,10 +276,27 @@ def test_a_stale_attempt_records_nothing_more(tmp_path: Path) -> None:
             assert rerun.missing(deep=True) == [2]
 
 
-def test_a_full_disk_costs_the_shard_alone(
-    small_disk: Callable[[str], Path], tmp_path: Path
-) -> None:
-    root = small_disk("size=1536k")
+class SoonSuperseded(Owner):
+    """Owns the folder when first asked; the moment after, another attempt begins."""
+
+    def still_owner(self) -> None:
+        super().still_owner()
+        (self.folder / "attempts" / f"{self.attempt + 1:04d}.json").touch()
+
+
+def test_an_attempt_fenced_while_it_renames_records_nothing(whole: Path) -> None:
+    with own(whole / "ledger") as owner:
+        store = MapStore.open(whole / "maps", whole / "ledger", SoonSuperseded(owner.folder, owner.attempt))
+        with pytest.raises(RunError, match="attempt 2 no longer owns"):
+            store.write_shard(1, maps_writer.values(LAYOUT, 0))
+    assert store.shards() == [0, 2]
+    assert [(problem.kind, problem.shard) for problem in verify(whole / "maps", whole / "ledger")] == [
+        ("unrecorded", 1)
+    ]
+
+
+def test_a_full_disk_costs_the_shard_alone(disk: Mount, tmp_path: Path) -> None:
+    root = disk("size=1536k")
     with pytest.raises(RunError, match=r"cannot write .*: the disk is full; free some space"):
         maps_writer.explain(root, maps_writer.LARGE)
     store = opened(root)
@@ -288,18 +307,16 @@ def test_a_full_disk_costs_the_shard_alone(
     assert [problem.shard for problem in problems] == store.missing()
     assert not [name for name in maps_writer.contents(root) if ".partial-" in name]
 
-    small_disk("size=32m")
+    disk("size=32m")
     assert maps_writer.explain(root, maps_writer.LARGE) == [problem.shard for problem in problems]
     maps_writer.explain(tmp_path / "other", maps_writer.LARGE)
     assert maps_writer.contents(root / "maps") == maps_writer.contents(tmp_path / "other/maps")
 
 
-def test_a_read_only_disk_fails_before_computing_and_can_be_read(
-    small_disk: Callable[[str], Path], tmp_path: Path
-) -> None:
-    root = small_disk("size=4m")
+def test_a_read_only_disk_fails_before_computing_and_can_be_read(disk: Mount, tmp_path: Path) -> None:
+    root = disk("size=4m")
     maps_writer.explain(root)
-    small_disk("ro")
+    disk("ro")
     assert opened(root).missing(deep=True) == [] and verify(root / "maps", root / "ledger") == []
     assert opened(root).read("label", 2).tolist() == expected("label")[8:].tolist()
     with pytest.raises(RunError, match="read-only; choose a writable folder"):

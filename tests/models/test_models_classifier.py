@@ -30,7 +30,9 @@ def test_representation_is_the_normed_token(representation: Representation) -> N
     ("name", "size"),
     [
         ("vit_tiny_patch16_224", 32),
-        ("beit_base_patch16_224", 32),  # norms the pooled token, timm's own pooling is the mean
+        # Norms the pooled token; timm's own pooling is the mean.
+        pytest.param("beit_base_patch16_224", 32, marks=pytest.mark.slow),
+        ("vit_wee_patch16_reg1_gap_256", 32),
         ("eva02_tiny_patch14_224", 28),
         ("deit3_small_patch16_224", 32),
     ],
@@ -56,7 +58,7 @@ def test_mean_leaves_prefix_tokens_out(size: str) -> None:
 
 
 def test_cls_without_a_class_token_is_refused() -> None:
-    settings = EncoderSettings(name="timm:vit_base_patch16_siglip_224", weights="scratch")
+    settings = EncoderSettings(name="timm:vit_wee_patch16_reg1_gap_256", weights="scratch")
     with pytest.raises(InputError, match=r"finetune\.representation: cls needs a class token.*set it to mean"):
         build_classifier(settings, AdapterSettings(), "cls", 32, 3, 5)
 

@@ -39,9 +39,7 @@ def test_ours_has_maes_make() -> None:
     assert encoder(draw(2, 1, 16, 16)).shape == (2, 24)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected", "patch"), [("vit-tiny", 5.5, 16), ("vit-small", 21.7, 16), ("vit-base", 85.8, 16)]
-)
+@pytest.mark.parametrize(("name", "expected", "patch"), [("vit-tiny", 5.5, 16), ("vit-small", 21.7, 16)])
 def test_sizes_are_the_published_ones(name: str, expected: float, patch: int) -> None:
     """Millions of parameters without a head (Dosovitskiy et al. 2021, table 1; Touvron et al. 2021, table 1)."""
     encoder = build_encoder(EncoderSettings(name=name), 224, 3)

@@ -58,7 +58,7 @@ def test_equals_transformers_in_float32() -> None:
         "vit_tiny_patch16_224",  # positions for the class token too
         "deit3_small_patch16_224",  # positions for patches alone
         "vit_small_patch14_reg4_dinov2",  # registers
-        "vit_base_patch16_clip_224",  # norm before the blocks, no bias in the projection
+        "vit_xsmall_patch16_clip_224",  # norm before the blocks, no bias in the projection
     ],
 )
 def test_encoding_all_patches_is_timms_forward(name: str) -> None:
@@ -220,7 +220,7 @@ def test_images_of_another_shape_are_refused() -> None:
         ("eva02_tiny_patch14_224", 28, "timm's Eva"),
         ("deit_tiny_distilled_patch16_224", 32, "VisionTransformerDistilled"),
         ("vit_wee_patch16_reg1_gap_256", 32, "no class token"),
-        ("vit_base_r50_s16_224", 32, "HybridEmbed"),
+        ("vit_tiny_r_s16_p8_224", 32, "HybridEmbed"),
     ],
 )
 def test_encoders_that_cannot_be_masked_are_refused(name: str, size: int, problem: str) -> None:

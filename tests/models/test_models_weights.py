@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -145,7 +146,8 @@ def test_a_malicious_pickle_is_refused_and_not_run(
     assert str(path) in str(caught.value)
     assert "system to be called" in str(caught.value)
     assert "\n" not in str(caught.value)
-    torch.load(path, weights_only=False) if write is not write_bare_pickle else pickle.loads(path.read_bytes())
+    with contextlib.suppress(Exception):  # a bare pickle is no checkpoint, which torch finds out too late
+        torch.load(path, weights_only=False)
     assert mark.exists(), "the file would not have been malicious"
 
 

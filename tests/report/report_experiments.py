@@ -55,14 +55,26 @@ class Study:
 def write_experiment(root: Path, *studies: Study, seed: int = 0) -> dict[str, dict[str, NDArray[Any]]]:
     """Writes a whole experiment; returns the arrays of each store by data set."""
     experiment = Experiment(root)
-    write_recipe(experiment, *(study.name for study in studies))
+    write_recipe(experiment, "pretrain", *(study.name for study in studies))
     for study in studies:
         write_training(experiment, study)
     return {study.name: write_maps(experiment, study, seed) for study in studies}
 
 
-def write_recipe(experiment: Experiment, *datasets: str) -> None:
-    files.write_text(experiment.recipe, recipe_yaml(Recipe(datasets=datasets)))
+def write_explanations(root: Path, study: Study, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Writes an experiment that holds maps alone, which is reported quickly; returns the arrays of its store."""
+    experiment = Experiment(root)
+    write_recipe(experiment, "scratch", study.name)
+    return write_maps(experiment, study, seed)
+
+
+UNTRAINED = ("finetuning is not finished, so accuracy and AUC are unknown", "no learning curve of finetuning")
+"""What such an experiment lacks."""
+
+
+def write_recipe(experiment: Experiment, weights: str, *datasets: str) -> None:
+    recipe = Recipe.model_validate({"datasets": datasets, "encoder": {"weights": weights}})
+    files.write_text(experiment.recipe, recipe_yaml(recipe))
 
 
 def write_training(experiment: Experiment, study: Study) -> None:
@@ -72,9 +84,13 @@ def write_training(experiment: Experiment, study: Study) -> None:
     lines: list[dict[str, Any]] = []
     for step in range(1, 121):
         noise = float(rng.normal(0, 0.02))
-        lines.append({"kind": "step", "step": step, "epoch": step / 6, "loss": 0.4 + 0.6 * 0.97**step + noise, "lr": 1e-3})
+        lines.append(
+            {"kind": "step", "step": step, "epoch": step / 6, "loss": 0.4 + 0.6 * 0.97**step + noise, "lr": 1e-3}
+        )
         if step % 6 == 0:
-            lines.append({"kind": "epoch", "step": step, "epoch": step // 6, "split": "train", "loss": 0.4 + 0.6 * 0.97**step})
+            lines.append(
+                {"kind": "epoch", "step": step, "epoch": step // 6, "split": "train", "loss": 0.4 + 0.6 * 0.97**step}
+            )
     write_log(pretrain / "metrics.jsonl", lines)
     lines = []
     for step in range(1, 81):

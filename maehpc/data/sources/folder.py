@@ -112,7 +112,9 @@ class FolderSource:
         """Digest of every image's path and bytes."""
         if not self.root.is_dir():
             return None
-        return files.digest([[str(path.relative_to(self.root)), files.sha256_file(path)] for path, _ in self._files])
+        names = [path.relative_to(self.root).as_posix() for path, _ in self._files]
+        with files.reading(self.root):
+            return files.digest([[name, files.sha256_file(self.root / name)] for name in names])
 
     def _indices(self, labels: Labels) -> dict[SplitName, Labels]:
         if self._presplit:

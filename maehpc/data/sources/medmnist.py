@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medmnist.info import INFO
 
+from maehpc import files
 from maehpc.data.catalogue import Entry
 from maehpc.data.sources import search
 from maehpc.data.sources.npz import read_images, read_labels
@@ -27,7 +28,7 @@ def official_md5(name: str, size: int) -> str:
 
 def md5_file(path: Path) -> str:
     """MD5 (hex) of a file's bytes, the checksum that MedMNIST publishes."""
-    with path.open("rb") as handle:
+    with files.reading(path), path.open("rb") as handle:
         return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 

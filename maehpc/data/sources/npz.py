@@ -26,14 +26,17 @@ _DAMAGE = (OSError, EOFError, ValueError, MemoryError, zipfile.BadZipFile, zlib.
 def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise InputError(f"{path} does not exist; give the path of an .npz file with {LAYOUT}")
-    try:
-        archive = np.load(path, allow_pickle=False)
-    except _DAMAGE as error:
-        raise InputError(f"{path} is not a whole .npz file ({one_line(error)}); download or save it again") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise InputError(f"{path} holds one bare array; save an .npz with {LAYOUT}")
-    with archive:
-        yield archive
+    with files.reading(path), path.open("rb") as handle:  # numpy would leave it open where the archive is damaged
+        try:
+            archive = np.load(handle, allow_pickle=False)
+        except _DAMAGE as error:
+            raise InputError(
+                f"{path} is not a whole .npz file ({one_line(error)}); download or save it again"
+            ) from error
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise InputError(f"{path} holds one bare array; save an .npz with {LAYOUT}")
+        with archive:
+            yield archive
 
 
 def _array(archive: Any, path: Path, name: str) -> NDArray[Any]:
@@ -99,7 +102,10 @@ class NpzSource:
 
     def fingerprint(self) -> str | None:
         """SHA-256 of the file."""
-        return files.sha256_file(self.path) if self.path.is_file() else None
+        if not self.path.is_file():
+            return None
+        with files.reading(self.path):
+            return files.sha256_file(self.path)
 
     def read(self) -> RawSplits:
         """The file's splits.

@@ -97,9 +97,13 @@ def _draw_row(row: Sequence[Axes], panel: Panel, methods: Sequence[str], with_im
         _show(row[0], panel.image)
     for axis, name in zip(row[with_image:], methods, strict=True):
         _draw_map(axis, panel.maps[name], panel.image, method(name))
-        sensitivity = panel.sensitivity[name]
-        known = not np.isnan(sensitivity)
-        axis.set_title(f"max sens. {sensitivity:.3g}" if known else "all zero", pad=3, fontsize=7.5)
+        axis.set_title(_heading(panel.maps[name], panel.sensitivity[name]), pad=3, fontsize=7.5)
+
+
+def _heading(values: NDArray[np.float32], sensitivity: float) -> str:
+    if not np.isnan(sensitivity):
+        return f"max sens. {sensitivity:#.3g}"
+    return "" if values.any() else "all zero"
 
 
 def _show(axis: Axes, picture: NDArray[Any], **options: Any) -> None:
@@ -108,12 +112,13 @@ def _show(axis: Axes, picture: NDArray[Any], **options: Any) -> None:
 
 
 def _draw_map(axis: Axes, values: NDArray[np.float32], image: NDArray[np.uint8] | None, look: Method) -> None:
-    limit = float(np.percentile(np.abs(values), _CLIP)) or float(np.abs(values).max()) or 1.0
+    magnitude = np.abs(values[np.isfinite(values)])
+    limit = float(np.percentile(magnitude, _CLIP) or magnitude.max() or 1) if magnitude.size else 1.0
     norm = Normalize(-limit if look.signed else 0, limit)
     cmap = _SIGNED if look.signed else _POSITIVE
     if look.overlay and image is not None:
         _show(axis, _grey(image), vmin=0, vmax=255, alpha=0.6)
-        opacity = 0.1 + 0.75 * np.clip(np.abs(values) / limit, 0, 1)
+        opacity = 0.1 + 0.75 * np.clip(np.abs(np.nan_to_num(values)) / limit, 0, 1)
         _show(axis, values, cmap=cmap, norm=norm, alpha=opacity, interpolation="bicubic")
     else:
         _show(axis, values, cmap=cmap, norm=norm)

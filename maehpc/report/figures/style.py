@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ _STYLE = {
     "pdf.compression": 6,
 }
 
+
+def in_style() -> AbstractContextManager[None]:
+    """The block in which a figure must be drawn and saved to look as it should, whatever the user's matplotlibrc."""
+    return matplotlib.style.context(["default", _STYLE])
+
+
 _NO_DATES: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
@@ -52,7 +59,7 @@ _NO_DATES: dict[str, dict[str, None]] = {
 
 
 Draw = Callable[[], Figure]
-"""Makes a figure. Called inside the style, so that a user's matplotlibrc changes nothing."""
+"""Makes a figure. Called inside the style."""
 
 
 def write_figure(stem: Path, draw: Draw) -> list[Path]:
@@ -69,13 +76,14 @@ def write_figure(stem: Path, draw: Draw) -> list[Path]:
         RunError: the disk refused.
     """
     written = []
-    with matplotlib.style.context(["default", _STYLE]):
+    with in_style():
         figure = draw()
         for kind, metadata in _NO_DATES.items():
             path = stem.with_name(f"{stem.name}.{kind}")
             with files.atomic_path(path) as partial:
                 figure.savefig(partial, format=kind, metadata=metadata)
             written.append(path)
+            figure.set_layout_engine("none")  # the PDF keeps the PNG's layout instead of working out its own
     return written
 
 

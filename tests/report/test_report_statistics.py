@@ -1,0 +1,102 @@
+"""Statistics are held to slow versions written again, and to closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from maehpc.report.statistics import MethodScores, bootstrap_interval, flip_free_maximum, summarise
+
+
+def scores(samples: np.ndarray, completeness: np.ndarray | None = None) -> MethodScores:
+    unknown = np.full(len(samples), np.nan)
+    measured = samples.shape[1] > 0
+    return MethodScores(
+        samples=samples,
+        maximum=samples.max(1) if measured else unknown,
+        mean=samples.mean(1) if measured else unknown,
+        completeness=unknown if completeness is None else completeness,
+    )
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def test_summary_worked_out_by_hand() -> None:
+    samples = np.array([[1.0, 3.0], [2.0, 1.0], [np.nan, np.nan], [6.0, 7.0]])
+    flipped = np.array([[False, True], [False, False], [True, False], [True, True]])
+    result = summarise(scores(samples, np.array([0.1, 0.3, np.nan, 0.2])), flipped, rng())
+    assert result["sensitivity_max_mean"] == pytest.approx(4.0)  # of 3, 2, 7
+    assert result["sensitivity_max_std"] == pytest.approx(np.sqrt(7.0))  # ((1 + 4 + 9) / 2)
+    assert result["sensitivity_max_median"] == 3.0
+    assert (result["sensitivity_max_q25"], result["sensitivity_max_q75"]) == (2.5, 5.0)
+    assert result["sensitivity_mean"] == pytest.approx((2 + 1.5 + 6.5) / 3)
+    assert result["flips"] == 0.5
+    assert result["sensitivity_max_flip_free"] == 1.5  # of 1 and 2; the last image always flips
+    assert result["zero_maps"] == 1
+    assert result["completeness"] == pytest.approx(0.2)
+    assert 2.0 <= result["sensitivity_max_ci_low"] < 4.0 < result["sensitivity_max_ci_high"] <= 7.0
+
+
+def test_what_was_not_measured_is_nan_and_no_zero() -> None:
+    result = summarise(scores(np.zeros((3, 0))), np.zeros((3, 0), np.bool_), rng())
+    assert all(np.isnan(value) for value in result.values())
+
+
+def test_all_maps_zero() -> None:
+    result = summarise(scores(np.full((3, 2), np.nan)), np.zeros((3, 2), np.bool_), rng())
+    assert result.pop("zero_maps") == 3
+    assert result.pop("flips") == 0
+    assert all(np.isnan(value) for value in result.values())
+
+
+def test_one_image_has_a_mean_but_no_spread() -> None:
+    result = summarise(scores(np.array([[0.5, 0.25]])), np.zeros((1, 2), np.bool_), rng())
+    assert result["sensitivity_max_mean"] == 0.5
+    assert np.isnan([result["sensitivity_max_std"], result["sensitivity_max_ci_low"]]).all()
+
+
+@given(
+    arrays.arrays(
+        np.float64, st.tuples(st.integers(1, 6), st.integers(0, 4)), elements=st.floats(0, 9) | st.just(np.nan)
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_flip_free_maximum_equals_a_loop(samples: np.ndarray, random: object) -> None:
+    flipped = np.array([[random.random() < 0.5 for _ in row] for row in samples], np.bool_).reshape(samples.shape)
+    expected = []
+    for row, flips in zip(samples, flipped, strict=True):
+        kept = [value for value, flip in zip(row, flips, strict=True) if not flip and not np.isnan(value)]
+        expected.append(max(kept) if kept else np.nan)
+    np.testing.assert_array_equal(flip_free_maximum(samples, flipped), expected)
+
+
+def test_bootstrap_agrees_with_resampling_in_a_loop() -> None:
+    values = np.random.default_rng(1).lognormal(size=40)
+    other = np.random.default_rng(2)
+    means = sorted(np.mean([values[other.integers(40)] for _ in range(40)]) for _ in range(4000))
+    low, high = bootstrap_interval(values, rng())
+    spread = np.std(values) / np.sqrt(40)
+    assert low == pytest.approx(means[100], abs=0.12 * spread)
+    assert high == pytest.approx(means[3900], abs=0.25 * spread)
+
+
+def test_bootstrap_covers_the_true_mean_about_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(3)
+    intervals = [bootstrap_interval(draws.normal(5, 2, 60), rng()) for _ in range(150)]
+    covered = np.mean([low <= 5 <= high for low, high in intervals])
+    assert 0.88 <= covered <= 0.99
+
+
+def test_bootstrap_is_decided_by_its_generator() -> None:
+    values = np.random.default_rng(1).lognormal(size=30)
+    assert bootstrap_interval(values, rng()) == bootstrap_interval(values, rng())
+    assert bootstrap_interval(values, rng()) != bootstrap_interval(values, np.random.default_rng(8))
+
+
+def test_bootstrap_of_equal_values_is_that_value() -> None:
+    assert bootstrap_interval(np.full(9, 0.25), rng()) == (0.25, 0.25)

@@ -1,0 +1,275 @@
+"""The stages together: one result from any run, killed or not, and refusals before anything is written."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray
+import zarr
+from tiny import in_child, killed_after, killed_when, tiny_context, tiny_recipe
+
+from maehpc import files, maps
+from maehpc.data import Preprocess, open_split, prepare
+from maehpc.errors import InputError
+from maehpc.explain import Explainer, NoiseKey
+from maehpc.maps import MapStore
+from maehpc.ownership import own
+from maehpc.recipes import read_recipe
+from maehpc.stages.begin import begin, settled_recipe
+from maehpc.stages.context import Context
+from maehpc.stages.explain import explain, load_classifier
+from maehpc.stages.finetune import finetune
+from maehpc.stages.pipeline import run_stages, stages_of
+from maehpc.stages.verify import verify_results
+
+CHAIN = ["pretrain", "finetune", "explain"]
+
+
+def pipeline(context: Context) -> None:
+    begin(context, ["run", "pipeline"])
+    run_stages(context, CHAIN)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): files.sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    context = tiny_context(tmp_path_factory.mktemp("finished"))
+    pipeline(context)
+    return context
+
+
+def copy_of(context: Context, folder: Path, *overrides: str) -> Context:
+    shutil.copytree(context.experiment.root.parent, folder, dirs_exist_ok=True)
+    return tiny_context(folder, *overrides)
+
+
+def test_everything_of_the_design_is_on_the_disk(finished: Context) -> None:
+    root = finished.experiment.root
+    assert read_recipe(root / "recipe.yaml") == finished.recipe
+    provenance = json.loads((root / "provenance.json").read_text())["runs"][-1]
+    with prepare("digits", 28, finished.packs) as pack:
+        assert provenance["data"] == {"digits": pack.info.digest}
+    assert provenance["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert {"code", "machine", "python", "command"} <= provenance.keys()
+    assert maps.verify(finished.experiment.maps("digits"), finished.experiment.ledger("digits")) == []
+    assert verify_results(root).problems == []
+
+
+def test_xarray_opens_the_store_with_names(finished: Context) -> None:
+    store = xarray.open_zarr(finished.experiment.maps("digits"), consolidated=False)
+    assert dict(store.sizes) == {
+        "image": 20, "y": 8, "x": 8, "grid_y": 4, "grid_x": 4, "class": 10, "sample": 2, "channel": 3,
+    }  # fmt: skip
+    assert store.attrs["methods"] == ["saliency", "gradcam", "deeplift-captum"]
+    assert list(store["image"].values) == list(range(20))
+    maximum = store["saliency_sensitivity"].max("sample").values
+    np.testing.assert_array_equal(store["saliency_sensitivity_max"].values, maximum)
+    np.testing.assert_array_equal(store["prediction"].values, store["logits"].values.argmax(1))
+
+
+def test_the_store_holds_what_the_explainer_says_of_each_image_alone(finished: Context) -> None:
+    recipe = finished.recipe
+    store = zarr.open_group(str(finished.experiment.maps("digits")), mode="r")
+    with prepare("digits", 28, finished.packs) as pack:
+        classifier = load_classifier(
+            finished, pack, finished.experiment.stage("finetune", "digits") / "classifier.safetensors"
+        )
+        preprocess = Preprocess(recipe.data, pack.info)
+        explainer = Explainer(classifier, recipe.explain, preprocess, NoiseKey(recipe.seed, "digits"))
+        split = open_split(pack, "test", recipe.data, torch.device("cpu"))
+        for index in (0, 7, 8, 19):
+            alone = torch.tensor([index])
+            pixels = preprocess.pixels(split.batch(alone))
+            found = explainer.explain(pixels, alone, split.labels[alone])
+            for method, map_ in found.maps.items():
+                stored = torch.from_numpy(store[method][index : index + 1])
+                torch.testing.assert_close(map_, stored, rtol=1e-4, atol=1e-6)
+                sensitivity = torch.from_numpy(store[f"{method}_sensitivity"][index : index + 1])
+                assert sensitivity.isfinite().all()
+                torch.testing.assert_close(found.sensitivity[method], sensitivity, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_pipeline_killed_at_random_instants_ends_byte_identical(finished: Context, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    assert not killed_after(lambda: pipeline(tiny_context(tmp_path, name="timed")), seconds=120)
+    seconds = time.monotonic() - begun
+    broken = tiny_context(tmp_path, name="broken")
+    chance = random.Random(0)
+    kills = sum(killed_after(lambda: pipeline(broken), chance.uniform(0.05, 0.5) * seconds) for _ in range(8))
+    assert kills >= 2
+    pipeline(broken)
+    same_results(finished, broken)
+
+
+def same_results(expected: Context, found: Context) -> None:
+    for stage in ("pretrain", "finetune"):
+        ours, theirs = (tree(context.experiment.stage(stage, "digits")) for context in (expected, found))
+        for name in ("done.json", "metrics.jsonl", "stage.json"):
+            assert ours[name] == theirs[name], (stage, name)
+    assert tree(expected.experiment.maps("digits")) == tree(found.experiment.maps("digits"))
+    assert verify_results(found.experiment.root).problems == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "due"),
+    [
+        ("pretrain", "pretrain/digits/checkpoints/step-00000004"),
+        ("pretrain", "pretrain/digits/encoder.safetensors"),
+        ("finetune", "finetune/digits/checkpoints/step-00000002"),
+        ("explain", "ledger/digits/store.json"),
+        ("explain", "ledger/digits/shard-00000.json"),
+    ],
+)
+def test_a_pipeline_killed_in_each_stage_ends_byte_identical(
+    stage: str, due: str, finished: Context, tmp_path: Path
+) -> None:
+    broken = tiny_context(tmp_path, name="broken")
+    assert killed_when(lambda: pipeline(broken), (broken.experiment.root / due).exists), f"{stage} was over too soon"
+    pipeline(broken)
+    same_results(finished, broken)
+
+
+def test_a_finished_pipeline_computes_nothing_again(finished: Context, tmp_path: Path) -> None:
+    again = copy_of(finished, tmp_path)
+    before = tree(again.experiment.root)
+    pipeline(again)
+    after = tree(again.experiment.root)
+    changed = {name for name in after if before.get(name) != after[name]}
+    assert all("attempts/" in name or name.endswith("/lock") or name == "provenance.json" for name in changed), changed
+
+
+def damage_truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def damage_flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_explain_computes_just_the_damaged_shard_again(damage: object, finished: Context, tmp_path: Path) -> None:
+    assert callable(damage)
+    broken = copy_of(finished, tmp_path)
+    expected = tree(broken.experiment.maps("digits"))
+    victim = next(
+        path for path in (broken.experiment.maps("digits") / "saliency").iterdir() if path.name.startswith("c.1")
+    )
+    damage(victim)
+    assert [problem["shard"] for problem in verify_results(broken.experiment.root).problems] == [1]
+    assert explain(broken, "digits")["computed"] == 1
+    assert tree(broken.experiment.maps("digits")) == expected
+
+
+def test_shards_and_batches_do_not_change_a_number_beyond_rounding(finished: Context, tmp_path: Path) -> None:
+    stores = []
+    for overrides in (
+        ("explain.maps.shard_images=20", "explain.batch_size=5"),
+        ("explain.maps.shard_images=3", "explain.batch_size=3"),
+    ):
+        folder = tmp_path / overrides[0]
+        other = copy_of(finished, folder, *overrides)
+        shutil.rmtree(other.experiment.maps("digits"))
+        shutil.rmtree(other.experiment.ledger("digits"))
+        explain(other, "digits")
+        stores.append(zarr.open_group(str(other.experiment.maps("digits")), mode="r"))
+    reference = zarr.open_group(str(finished.experiment.maps("digits")), mode="r")
+    for store in stores:
+        for name in reference.array_keys():
+            np.testing.assert_allclose(store[name][:], reference[name][:], rtol=2e-3, atol=1e-5, err_msg=name)
+
+
+def test_shard_size_alone_changes_no_bit_where_batches_are_the_same(finished: Context, tmp_path: Path) -> None:
+    other = copy_of(finished, tmp_path, "explain.maps.shard_images=4")
+    shutil.rmtree(other.experiment.maps("digits"))
+    shutil.rmtree(other.experiment.ledger("digits"))
+    explain(other, "digits")
+    reference = zarr.open_group(str(finished.experiment.maps("digits")), mode="r")
+    store = zarr.open_group(str(other.experiment.maps("digits")), mode="r")
+    for name in reference.array_keys():
+        np.testing.assert_array_equal(store[name][:], reference[name][:], err_msg=name)
+
+
+def test_a_second_run_on_the_same_store_is_refused(finished: Context, tmp_path: Path) -> None:
+    busy = copy_of(finished, tmp_path)
+    with own(busy.experiment.ledger("digits")), pytest.raises(InputError, match="is being written by"):
+        explain(busy, "digits")
+
+
+def test_two_at_once_leave_one_valid_store(finished: Context, tmp_path: Path) -> None:
+    import os
+
+    contexts = [copy_of(finished, tmp_path) for _ in range(2)]
+    shutil.rmtree(contexts[0].experiment.maps("digits"))
+    shutil.rmtree(contexts[0].experiment.ledger("digits"))
+    children = [in_child(lambda context=context: explain(context, "digits")) for context in contexts]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    assert codes.count(0) >= 1
+    assert tree(contexts[0].experiment.maps("digits")) == tree(finished.experiment.maps("digits"))
+
+
+def test_other_explanations_in_the_same_store_are_refused(finished: Context, tmp_path: Path) -> None:
+    other = copy_of(finished, tmp_path, "explain.sensitivity.radius=0.5")
+    before = tree(other.experiment.maps("digits"))
+    with pytest.raises(InputError, match=r"radius.*--name"):
+        explain(other, "digits")
+    assert tree(other.experiment.maps("digits")) == before
+
+
+def test_begin_refuses_a_recipe_that_contradicts_the_experiment(finished: Context, tmp_path: Path) -> None:
+    other = copy_of(finished, tmp_path, "finetune.epochs=4")
+    before = tree(other.experiment.root)
+    with pytest.raises(InputError, match=r"finetune.epochs was 3 and is 4 now.*--name"):
+        begin(other, [])
+    assert tree(other.experiment.root) == before
+
+
+def test_checkpoint_frequency_and_more_data_sets_are_no_contradiction(finished: Context) -> None:
+    recipe = tiny_recipe("pretrain.checkpoint.every_steps=9", "datasets=[breastmnist]", "data.resident_bytes=1")
+    settled = settled_recipe(finished.experiment, recipe)
+    assert settled.datasets == ("digits", "breastmnist")
+
+
+def test_finetune_without_pretraining_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run `maehpc run pretrain --name tiny` first"):
+        finetune(tiny_context(tmp_path), "digits")
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_weights_of_another_shape_are_told_with_both_shapes(finished: Context, tmp_path: Path) -> None:
+    weights = finished.experiment.stage("pretrain", "digits") / "encoder.safetensors"
+    with pytest.raises(InputError, match=r"16.*32|32.*16"):
+        finetune(tiny_context(tmp_path, f"encoder.weights={weights}", "encoder.width=32"), "digits")
+    assert not (tmp_path / "tiny/finetune/digits/done.json").exists()
+
+
+def test_pretraining_is_left_out_where_no_stage_needs_it() -> None:
+    assert stages_of("pipeline", "pretrain") == CHAIN
+    assert stages_of("pipeline", "scratch") == CHAIN[1:]
+    assert stages_of("explain", "pretrain") == ["explain"]
+
+
+def test_a_stale_attempt_is_fenced(finished: Context, tmp_path: Path) -> None:
+    stale = copy_of(finished, tmp_path)
+    ledger = stale.experiment.ledger("digits")
+    with own(ledger) as owner:
+        store = MapStore.open(stale.experiment.maps("digits"), ledger, owner)
+        (ledger / "attempts" / f"{owner.attempt + 1:04d}.json").write_text("{}")
+        arrays = {name: store.read(name, 0) for name in store.layout.arrays}
+        with pytest.raises(Exception, match="no longer owns"):
+            store.write_shard(0, arrays)
+    assert verify_results(stale.experiment.root).problems == []
