@@ -56,7 +56,7 @@ def maehpc() -> None:
 def main() -> None:
     """Runs the command line; every expected error is one sentence on stderr."""
     try:
-        maehpc.main(standalone_mode=False)
+        maehpc.main(prog_name="maehpc", standalone_mode=False)
     except MaehpcError as error:
         click.echo(f"maehpc: {error}", err=True)
         sys.exit(error.exit_code)

@@ -59,7 +59,7 @@ DEFAULT_RECIPES = {
 def command(debugger: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Run STAGE here: pretrain, finetune, explain, or pipeline for all in a chain.
 
-    A run that was stopped, however, goes on where it was when the same command is given again.
+    A run that was stopped in whatever way goes on from where it was when the same command is given again.
     """
     from maehpc.cli.terminal import reporter
 
@@ -135,6 +135,7 @@ def _run(
     from maehpc.stages.begin import begin, existing_recipe
     from maehpc.stages.context import Context
     from maehpc.stages.pipeline import run_stages, stages_of
+    from maehpc.stages.preflight import check
 
     profile = load_profile(cluster)
     packs = packs or results / "packs"
@@ -149,8 +150,9 @@ def _run(
     computing_device = choose_device(device or profile.device)
     configure(computing_device, threads or profile.threads)
     context = Context(experiment, settled, computing_device, packs, progress)
-    begin(context, sys.argv[1:])
     names = stages_of(stage, settled.encoder.weights)
+    check(settled, names)
+    begin(context, sys.argv[1:])
     records = run_stages(context, names)
     if stage == "pipeline":
         print_summary(aggregate(experiment.root), as_json)

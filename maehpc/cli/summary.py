@@ -3,51 +3,67 @@
 from __future__ import annotations
 
 import json
-import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from maehpc.report import Summary
-
-
-def _number(value: Any, digits: int = 3) -> str:
-    return "–" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.{digits}f}"
+if TYPE_CHECKING:
+    from maehpc.report import Summary
 
 
 def print_summary(summary: Summary, as_json: bool) -> None:
     """Prints the table, what is missing and the files on stdout; or all of it as JSON."""
     if as_json:
-        rows = json.loads(summary.rows.to_json(orient="records"))
-        click.echo(
-            json.dumps({"rows": rows, "files": [str(path) for path in summary.files], "missing": summary.missing})
-        )
+        rows = json.loads(summary.rows.to_json(orient="records", double_precision=15))
+        written = [str(path) for path in summary.files]
+        click.echo(json.dumps({"rows": rows, "files": written, "missing": summary.missing}))
         return
+    from rich.console import Console
+
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a file has no width of its own
+    if len(summary.rows):
+        console.print(_table(summary))
+    for sentence in summary.missing:
+        console.print(f"missing: {sentence}", markup=False, highlight=False, soft_wrap=True)
+    for path in summary.files:
+        if path.suffix in (".png", ".md", ".html"):
+            console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(summary: Summary) -> Any:
+    from rich import box
+    from rich.table import Table
+
     table = Table(
-        title="Test scores and max explanation sensitivity", caption="max sensitivity: mean ± standard deviation"
+        title="Test scores, and max explanation sensitivity over images",
+        caption="mean ± standard deviation over images; flips: perturbations that change the prediction",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    for column in ("experiment", "data set", "method"):
+    for column in ("data set", "method"):
         table.add_column(column, no_wrap=True)
     for column in ("images", "accuracy", "AUC", "max sensitivity", "median", "flips"):
         table.add_column(column, justify="right", no_wrap=True)
-    for row in summary.rows.to_dict(orient="records"):
-        spread = f"{_number(row['sensitivity_max_mean'])} ± {_number(row['sensitivity_max_std'])}"
+    several = summary.rows["experiment"].nunique() > 1
+    rows, texts = summary.rows.to_dict("records"), summary.text.to_dict("records")
+    before = None
+    for row, text in zip(rows, texts, strict=True):
+        place = f"{row['experiment']}/{row['dataset']}" if several else str(row["dataset"])
+        mean = str(text["Max sensitivity [95 % CI]"]).partition(" ")[0]
+        median = str(text["Median [quartiles]"]).partition(" ")[0]
+        if before not in (None, place):
+            table.add_section()
         table.add_row(
-            str(row["experiment"]),
-            str(row["dataset"]),
-            str(row["method"]),
-            str(row["images"]),
-            _number(row["accuracy"]),
-            _number(row["auc"]),
-            spread,
-            _number(row["sensitivity_max_median"]),
-            _number(row["flipped_fraction"], 4),
+            place if place != before else "",
+            str(text["Method"]),
+            str(text["Images"]),
+            str(text["Accuracy"]),
+            str(text["AUC"]),
+            f"{mean} ± {text['SD']}",
+            median,
+            str(text["Flips"]),
         )
-    console.print(table)
-    for sentence in summary.missing:
-        console.print(f"missing: {sentence}", markup=False, highlight=False)
-    for path in summary.files:
-        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+        before = place
+    return table

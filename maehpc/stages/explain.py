@@ -47,7 +47,7 @@ def explain(context: Context, dataset: str) -> dict[str, Any]:
             "explain": recipe.explain.model_dump(mode="json"),
         }
         batches = split_batches(context, pack, recipe.explain.split, NAME)
-        classifier = load_classifier(context, pack, Path(classifier_path))
+        classifier = load_classifier(context, pack, classifier_path)
         explainer = Explainer(classifier, recipe.explain, batches.preprocess, NoiseKey(recipe.seed, name))
         count = min(recipe.explain.images or len(batches.split), len(batches.split))
         layout = store_layout(context, pack, batches, grid_size(classifier.encoder), count)

@@ -11,6 +11,7 @@ from maehpc import files, keys
 from maehpc.data import Pack, SplitName, dataset_name, subset
 from maehpc.errors import InputError
 from maehpc.models import Classifier, build_classifier, load_encoder, save_weights
+from maehpc.recipes import EncoderSettings
 from maehpc.stages.context import Context, stage_folder
 from maehpc.stages.inputs import data_inputs, open_pack, split_batches, stage_output
 from maehpc.stages.pretrain import ENCODER
@@ -20,21 +21,31 @@ from maehpc.training.loop import LoopSettings, train
 CLASSIFIER = "classifier.safetensors"
 
 
-def first_weights(context: Context, dataset: str) -> tuple[str | None, str]:
+def weights_file(encoder: EncoderSettings) -> Path | None:
+    """The file that `encoder.weights` names; None where it is one of the words.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if encoder.weights in ("pretrain", "scratch", "timm"):
+        return None
+    path = Path(encoder.weights).expanduser()
+    if not path.is_file():
+        raise InputError(f"encoder.weights: {path} does not exist; give a weights file, pretrain, scratch or timm")
+    return path
+
+
+def first_weights(context: Context, dataset: str) -> tuple[Path | None, str]:
     """The file an encoder starts from (None: it has its weights when it is built) and what identifies it.
 
     Raises:
         InputError: the file is missing, or pretraining is not done.
     """
     weights = context.recipe.encoder.weights
-    if weights in ("scratch", "timm"):
-        return None, weights
     if weights == "pretrain":
         return stage_output(context, "pretrain", dataset_name(dataset), ENCODER)
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        raise InputError(f"encoder.weights: {path} does not exist; give a weights file, pretrain, scratch or timm")
-    return str(path), files.sha256_file(path)
+    path = weights_file(context.recipe.encoder)
+    return (None, weights) if path is None else (path, files.sha256_file(path))
 
 
 def finetune(context: Context, dataset: str) -> dict[str, Any]:
@@ -89,7 +100,7 @@ def dataset_facts(pack: Pack) -> dict[str, Any]:
     return {"name": info.name, "title": info.title, "task": info.task, "classes": list(info.classes)}
 
 
-def new_classifier(context: Context, pack: Pack, weights: str | None) -> Classifier:
+def new_classifier(context: Context, pack: Pack, weights: Path | None) -> Classifier:
     """A classifier with its encoder's first weights, on the context's device.
 
     Raises:
@@ -110,7 +121,7 @@ def new_classifier(context: Context, pack: Pack, weights: str | None) -> Classif
         recipe.seed,
     )
     if weights is not None:
-        load_encoder(classifier.encoder, Path(weights))
+        load_encoder(classifier.encoder, weights)
     return classifier.to(context.device)
 
 

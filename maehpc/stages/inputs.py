@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from maehpc import files
@@ -40,7 +41,7 @@ def split_batches(
     return Batches(images, Preprocess(data, pack.info), crop, context.recipe.seed, name)
 
 
-def stage_output(context: Context, stage: str, dataset: str, name: str) -> tuple[str, str]:
+def stage_output(context: Context, stage: str, dataset: str, name: str) -> tuple[Path, str]:
     """Path and SHA-256 of a file that an earlier stage finished.
 
     Raises:
@@ -56,4 +57,4 @@ def stage_output(context: Context, stage: str, dataset: str, name: str) -> tuple
         )
     if not path.is_file() or files.sha256_file(path) != done["files"][name]:
         raise InputError(f"{path} does not match the digest in done.json; run `maehpc run {stage}` again")
-    return str(path), done["files"][name]
+    return path, done["files"][name]

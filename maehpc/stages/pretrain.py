@@ -10,7 +10,8 @@ from torch import Tensor
 
 from maehpc import files, keys
 from maehpc.data import Pack, dataset_name
-from maehpc.models import MaskedAutoencoder, build_encoder, save_weights
+from maehpc.models import MaskedAutoencoder, build_encoder, save_weights, visible_patches
+from maehpc.recipes import Recipe
 from maehpc.stages.context import Context, StageFolder, stage_folder
 from maehpc.stages.inputs import data_inputs, open_pack, split_batches
 from maehpc.training.loop import LoopSettings, train
@@ -42,7 +43,7 @@ def pretrain(context: Context, dataset: str) -> dict[str, Any]:
             if found := folder.result():
                 context.progress.say(f"{NAME} {name}: already done")
                 return found
-            mae = build_mae(context)
+            mae = build_mae(recipe).to(context.device)
             batches = split_batches(context, pack, "train", NAME, recipe.pretrain.crop_scale)
             task = PretrainTask(mae, batches, recipe.pretrain, recipe.seed)
             settings = LoopSettings(
@@ -59,13 +60,17 @@ def pretrain(context: Context, dataset: str) -> dict[str, Any]:
             return folder.finish(owner, outputs, {"images": task.images, "dataset": name})
 
 
-def build_mae(context: Context) -> MaskedAutoencoder:
-    """A freshly initialised MAE on the context's device; its weights are decided by the seed alone."""
-    recipe = context.recipe
+def build_mae(recipe: Recipe) -> MaskedAutoencoder:
+    """A freshly initialised MAE on the CPU; its weights are decided by the seed alone.
+
+    Raises:
+        InputError: the encoder cannot be pretrained, or the mask ratio leaves nothing to do.
+    """
     scratch = recipe.encoder.model_copy(update={"weights": "scratch"})
     encoder = build_encoder(scratch, recipe.data.image_size, recipe.data.channels, seed=recipe.seed)
     mae = MaskedAutoencoder(encoder, recipe.pretrain.decoder, recipe.pretrain.norm_pix, recipe.seed)
-    return mae.to(context.device)
+    visible_patches(mae.patches, recipe.pretrain.mask_ratio)
+    return mae
 
 
 def write_outputs(context: Context, folder: StageFolder, mae: MaskedAutoencoder, pack: Pack) -> list[str]:
