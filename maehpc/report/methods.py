@@ -28,7 +28,7 @@ class Method:
 _METHODS = {
     "saliency": Method("Saliency", "#0072B2", signed=False, over_channels="largest"),
     "gradcam": Method("GradCAM", "#D55E00", overlay=True),
-    "deeplift-captum": Method("DeepLIFT", "#009E73"),
+    "deeplift-captum": Method("DeepLIFT (captum)", "#009E73"),
 }
 
 

@@ -48,7 +48,7 @@ def test_files_hold_the_same_rows(tmp_path: Path) -> None:
 
 def test_text_for_people() -> None:
     text = sensitivity_table([row(method="deeplift-captum", sensitivity_max_ci_low=None, zero_maps=None)]).text.iloc[0]
-    assert text["Method"] == "DeepLIFT"
+    assert text["Method"] == "DeepLIFT (captum)"
     assert text["Images"] == "7 of 9"
     assert (text["Accuracy"], text["AUC"]) == ("0.500", "-")
     assert text["Max sensitivity [95 % CI]"] == "0.300"
