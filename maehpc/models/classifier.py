@@ -15,14 +15,11 @@ from maehpc.recipes import AdapterSettings, EncoderSettings
 
 Representation = Literal["cls", "mean"]
 
-ADAPTER_STD = 0.02
-"""Standard deviation of an adapter's first weights: small, so that no class is preferred at first."""
-
 
 class Adapter(nn.Sequential):
     """The head on a representation: `output`, or `hidden`, `activation`, `output`.
 
-    Weights begin as normal(0, 0.02) cut at two units, biases as 0.
+    Weights begin as those of PyTorch's own linear layers: uniform within 1 / sqrt(inputs).
 
     Args:
         width: dimension of the representation.
@@ -40,10 +37,6 @@ class Adapter(nn.Sequential):
                 layers["activation"] = nn.ReLU() if settings.activation == "relu" else nn.GELU()
                 width = hidden
             layers["output"] = nn.Linear(width, classes)
-            for layer in layers.values():
-                if isinstance(layer, nn.Linear):
-                    nn.init.trunc_normal_(layer.weight, std=ADAPTER_STD, a=-2 * ADAPTER_STD, b=2 * ADAPTER_STD)
-                    nn.init.zeros_(layer.bias)
         super().__init__(layers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class FinetuneTask(TrainingTask):
         self._labels = train.labels
         self._task = task
         self._settings = settings
-        self._seed = seed
+        self._order = lru_cache(maxsize=1)(partial(epoch_order, len(train.indices), keys.derive(seed, NAME)))
         self.batch_size = min(settings.batch_size, len(train.indices))
         self.steps_per_epoch = -(-len(train.indices) // self.batch_size)
         self.module = classifier.head if settings.freeze else classifier
@@ -103,8 +104,7 @@ class FinetuneTask(TrainingTask):
         """Gradients of the cross entropy over the step's images."""
         settings, device = self._settings, self._labels.device
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = epoch_order(len(self._train.indices), keys.derive(self._seed, NAME), epoch)
-        chosen = order[position * self.batch_size :][: self.batch_size]
+        chosen = self._order(epoch)[position * self.batch_size :][: self.batch_size]
         sums = {"loss": torch.zeros((), device=device), "accuracy": torch.zeros((), device=device)}
         for number, part in enumerate(micro_batches(chosen, settings.accumulate)):
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):

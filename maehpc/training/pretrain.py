@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,7 @@ class PretrainTask(TrainingTask):
         self._indices = subset(split.labels.cpu(), count, keys.derive(seed, NAME, "subset"))
         self.batch_size = min(settings.batch_size, count)
         self.steps_per_epoch = count // self.batch_size
+        self._order = lru_cache(maxsize=1)(partial(epoch_order, count, seed))
         self.optimizer = build_optimizer(parameter_groups(mae, settings.optim), settings.optim)
         mae.train()
 
@@ -51,8 +54,7 @@ class PretrainTask(TrainingTask):
     def backward(self, step: int) -> dict[str, Tensor]:
         """Gradients of the mean squared error over the step's masked patches."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = epoch_order(self.images, self._seed, epoch)
-        chosen = self._indices[order[position * self.batch_size :][: self.batch_size]]
+        chosen = self._indices[self._order(epoch)[position * self.batch_size :][: self.batch_size]]
         generator = keys.generator(self._seed, NAME, "mask", step)
         noise = torch.rand(len(chosen), self._mae.patches, generator=generator)
         loss = torch.zeros((), device=self._batches.device)

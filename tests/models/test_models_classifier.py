@@ -79,13 +79,12 @@ def test_adapter_is_made_as_set(
     assert [tuple(layer.weight.shape) for layer in adapter if isinstance(layer, nn.Linear)] == shapes
 
 
-def test_adapter_begins_small() -> None:
+def test_adapter_begins_as_torchs_own_layers_do() -> None:
     adapter = Adapter(768, 10, AdapterSettings())
-    weight = adapter.hidden.weight
-    assert weight.abs().max() <= 0.04
-    assert weight.std().item() == pytest.approx(0.02 * 0.8796, rel=0.01)  # a normal cut at two units
-    assert not adapter.hidden.bias.any()
-    assert not adapter.output.bias.any()
+    bound = 768**-0.5  # Kaiming uniform with a = sqrt(5)
+    for tensor in (adapter.hidden.weight, adapter.hidden.bias):
+        assert tensor.abs().max() <= bound
+    assert adapter.hidden.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.01)
 
 
 def test_adapter_weights_depend_on_the_seed_alone() -> None:
