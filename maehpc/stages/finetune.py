@@ -16,7 +16,7 @@ from maehpc.stages.context import Context, stage_folder
 from maehpc.stages.inputs import data_inputs, open_pack, split_batches, stage_output
 from maehpc.stages.pretrain import ENCODER
 from maehpc.training.finetune import NAME, FinetuneTask, LabelledImages
-from maehpc.training.loop import LoopSettings, train
+from maehpc.training.loop import Loop, train
 
 CLASSIFIER = "classifier.safetensors"
 
@@ -74,16 +74,8 @@ def finetune(context: Context, dataset: str) -> dict[str, Any]:
             classifier = new_classifier(context, pack, weights)
             train_images, val, test = labelled_images(context, pack)
             task = FinetuneTask(classifier, train_images, val, pack.info.task, recipe.finetune, recipe.seed)
-            settings = LoopSettings(
-                label=f"{NAME} {name}",
-                stream=NAME,
-                seed=recipe.seed,
-                epochs=recipe.finetune.epochs,
-                optim=recipe.finetune.optim,
-                peak_lr=recipe.finetune.optim.peak_lr(task.batch_size),
-                checkpoint=recipe.finetune.checkpoint,
-            )
-            train(task, settings, folder.path, folder.digest, owner, context.progress)
+            loop = Loop(f"{NAME} {name}", NAME, recipe.seed, recipe.finetune)
+            train(task, loop, folder.path, folder.digest, owner, context.progress)
             splits = {"train": train_images, "val": val, "test": test}
             facts = {
                 "scores": {split: task.score(images) for split, images in splits.items()},

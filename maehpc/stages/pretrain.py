@@ -14,7 +14,7 @@ from maehpc.models import MaskedAutoencoder, build_encoder, save_weights, visibl
 from maehpc.recipes import Recipe
 from maehpc.stages.context import Context, StageFolder, stage_folder
 from maehpc.stages.inputs import data_inputs, open_pack, split_batches
-from maehpc.training.loop import LoopSettings, train
+from maehpc.training.loop import Loop, train
 from maehpc.training.pretrain import NAME, PretrainTask
 
 ENCODER = "encoder.safetensors"
@@ -46,16 +46,8 @@ def pretrain(context: Context, dataset: str) -> dict[str, Any]:
             mae = build_mae(recipe).to(context.device)
             batches = split_batches(context, pack, "train", NAME, recipe.pretrain.crop_scale)
             task = PretrainTask(mae, batches, recipe.pretrain, recipe.seed)
-            settings = LoopSettings(
-                label=f"{NAME} {name}",
-                stream=NAME,
-                seed=recipe.seed,
-                epochs=recipe.pretrain.epochs,
-                optim=recipe.pretrain.optim,
-                peak_lr=recipe.pretrain.optim.peak_lr(task.batch_size),
-                checkpoint=recipe.pretrain.checkpoint,
-            )
-            train(task, settings, folder.path, folder.digest, owner, context.progress)
+            loop = Loop(f"{NAME} {name}", NAME, recipe.seed, recipe.pretrain)
+            train(task, loop, folder.path, folder.digest, owner, context.progress)
             outputs = write_outputs(context, folder, mae, pack)
             return folder.finish(owner, outputs, {"images": task.images, "dataset": name})
 

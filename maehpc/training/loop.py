@@ -19,8 +19,7 @@ from maehpc import files, keys
 from maehpc.errors import RunError
 from maehpc.ownership import Owner
 from maehpc.progress import Progress
-from maehpc.recipes import OptimSettings
-from maehpc.recipes.settings import CheckpointSettings
+from maehpc.recipes import FinetuneSettings, PretrainSettings
 from maehpc.training.checkpoints import (
     Checkpoint,
     newest_whole,
@@ -54,21 +53,20 @@ class TrainingTask(ABC):
 
 
 @dataclass(frozen=True)
-class LoopSettings:
+class Loop:
     """How long and how a task is trained.
 
     Attributes:
         label: what a person sees.
         stream: names the random streams; the same for every data set.
+        seed: of the run.
+        settings: length, optimizer, checkpoints.
     """
 
     label: str
     stream: str
     seed: int
-    epochs: int
-    optim: OptimSettings
-    peak_lr: float
-    checkpoint: CheckpointSettings
+    settings: PretrainSettings | FinetuneSettings
 
 
 def _clip(module: nn.Module, limit: float | None) -> Tensor:
@@ -105,14 +103,12 @@ class _Pending:
         return last
 
 
-def train(
-    task: TrainingTask, settings: LoopSettings, folder: Path, digest: str, owner: Owner, progress: Progress
-) -> None:
+def train(task: TrainingTask, loop: Loop, folder: Path, digest: str, owner: Owner, progress: Progress) -> None:
     """Trains `task` to the end, from its newest whole checkpoint where there is one.
 
     Args:
         task: what is trained; its module and optimizer are changed in place.
-        settings: length, schedule, checkpoints.
+        loop: length, schedule, checkpoints.
         folder: the stage's folder: log and checkpoints go there.
         digest: of everything that decides the result; a checkpoint with another one is not resumed.
         owner: claim on `folder`, checked before each checkpoint.
@@ -121,13 +117,15 @@ def train(
     Raises:
         RunError: the loss is not finite, the disk refused, or a newer attempt took over.
     """
+    settings = loop.settings
+    peak = settings.optim.peak_lr(task.batch_size)
     checkpoints = folder / "checkpoints"
     files.remove_partials(checkpoints)
     found = newest_whole(checkpoints, digest, progress.warn)
     if found:
         task.module.load_state_dict(found.model)
         restore_optimizer(task.optimizer, found.optimizer)
-        progress.say(f"{settings.label}: resuming after step {found.step}")
+        progress.say(f"{loop.label}: resuming after step {found.step}")
     first = found.step if found else 0
     total = settings.epochs * task.steps_per_epoch
 
@@ -137,12 +135,12 @@ def train(
         state = Checkpoint(step, dict(task.module.state_dict()), optimizer_tensors(task.optimizer))
         save_checkpoint(checkpoints, state, digest, settings.checkpoint.keep)
 
-    with MetricsLog(folder, first) as log, progress.bar(settings.label, total, first) as bar:
+    with MetricsLog(folder, first) as log, progress.bar(loop.label, total, first) as bar:
         pending = _Pending([])
         clock, clock_step = time.perf_counter(), first
         for step in range(first, total):
-            torch.manual_seed(keys.derive(settings.seed, settings.stream, "step", step))
-            rate = learning_rate(settings.optim, settings.peak_lr, step, task.steps_per_epoch, settings.epochs)
+            torch.manual_seed(keys.derive(loop.seed, loop.stream, "step", step))
+            rate = learning_rate(settings.optim, peak, step, task.steps_per_epoch, settings.epochs)
             set_learning_rate(task.optimizer, rate)
             task.optimizer.zero_grad(set_to_none=True)
             scalars = task.backward(step)
