@@ -26,13 +26,18 @@ def choose_device(name: DeviceName) -> torch.device:
     return torch.device("cuda" if use_cuda else "cpu")
 
 
-def configure(device: torch.device, threads: int | None) -> None:
-    """Settles what could change a number: full-precision products, deterministic kernels, the number of threads."""
+def set_threads(threads: int | None) -> None:
+    """Sets the number of CPU threads; PyTorch's own choice where None."""
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def make_reproducible(device: torch.device) -> None:
+    """Settles what could change a number on this device: full-precision products and deterministic kernels."""
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Strictly: attention's backward stays nondeterministic where it may merely warn.
+        torch.use_deterministic_algorithms(True)
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = False

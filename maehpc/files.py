@@ -66,6 +66,14 @@ def reading(path: Path) -> Iterator[None]:
         raise RunError(f"cannot read {path}: {_reason(error)}") from error
 
 
+def user_path(text: str) -> Path:
+    """The path a user typed, `~` resolved where it names somebody."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user: then the folder is called so
+        return Path(text)
+
+
 def partial_name(path: Path) -> Path:
     """A temporary name beside `path`, unique to this call."""
     return path.with_name(f".{path.name}{PARTIAL}{uuid.uuid4().hex}")
@@ -121,6 +129,19 @@ def publish(partial: Path, path: Path) -> None:
     with writing(path):
         partial.replace(path)
         fsync_path(path.parent)
+
+
+def discard_folder(path: Path) -> None:
+    """Removes a published folder: at any instant it is whole or gone.
+
+    Raises:
+        RunError: it cannot be removed.
+    """
+    with writing(path):
+        gone = partial_name(path)
+        path.replace(gone)
+        fsync_path(path.parent)
+        shutil.rmtree(gone)
 
 
 @contextmanager
@@ -193,4 +214,4 @@ def require_writable(folder: Path) -> None:
     probe = folder / f".probe{PARTIAL}{uuid.uuid4().hex}"
     with writing(folder):
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # an owner may tidy it away first

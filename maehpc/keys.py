@@ -6,8 +6,10 @@ Nothing here keeps a state, so a job that is killed and run again has no generat
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive(seed: int, *words: str | int) -> int:
@@ -18,4 +20,6 @@ def derive(seed: int, *words: str | int) -> int:
 
 def generator(seed: int, *words: str | int) -> torch.Generator:
     """A CPU generator for the named draw; the same numbers whatever the device of the model is."""
+    import torch  # here, so that a report can name its draws without it
+
     return torch.Generator().manual_seed(derive(seed, *words))

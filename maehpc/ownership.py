@@ -16,7 +16,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +72,11 @@ def _begin_attempt(folder: Path) -> int:
         return number
 
 
-def _lock(path: Path, descriptor: int) -> bool:
-    """Takes the lock if no other process holds it. Where the file system has no locks, the attempts alone serve."""
+def _flock(path: Path, descriptor: int, operation: int) -> bool:
+    """False where another process holds the lock. A file system without locks grants all; the attempts serve there."""
     with files.writing(path):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, operation)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -95,10 +95,8 @@ def own(folder: Path) -> Iterator[Owner]:
     """
     files.make_folder(folder)
     path = folder / "lock"
-    with files.writing(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        if not _lock(path, descriptor):
+    with _opened(path) as descriptor:
+        if not _flock(path, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
             holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
             raise InputError(
                 f"{folder} is being written by {holder}; wait until it ends, or give this run another --name"
@@ -108,5 +106,46 @@ def own(folder: Path) -> Iterator[Owner]:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
         yield owner
+
+
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Waits for the file's lock and holds it for the length of the block, which must be short."""
+    with _opened(path) as descriptor:
+        _flock(path, descriptor, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def shared_use(path: Path, refusal: str, alone: bool) -> Iterator[Callable[[], None]]:
+    """Uses what `path` stands for together with others for the length of the block, or alone until the caller shares.
+
+    Args:
+        path: the lock's file.
+        refusal: the sentence where the use is not granted.
+        alone: whether nobody else may use it for now.
+
+    Yields:
+        A function that lets others in.
+
+    Raises:
+        InputError: others use it and this process wants to be alone, or another is alone with it.
+    """
+    with _opened(path) as descriptor:
+        if not _flock(path, descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB):
+            raise InputError(refusal)
+        yield lambda: _share(path, descriptor)
+
+
+def _share(path: Path, descriptor: int) -> None:
+    _flock(path, descriptor, fcntl.LOCK_SH)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    with files.writing(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)

@@ -17,10 +17,11 @@ from maehpc.cli.options import json_option, set_verbosity, verbosity_options
 def command(results: Path, out: Path | None, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Aggregate all experiments at or below RESULTS. Only shards that the ledger records count."""
     from maehpc.cli.summary import print_summary
+    from maehpc.cli.terminal import reporter
     from maehpc.errors import InputError
     from maehpc.report import aggregate
 
     set_verbosity(verbose)
     if not results.is_dir():
         raise InputError(f"{results} is not a folder; give the folder of experiments")
-    print_summary(aggregate(results, out), as_json)
+    print_summary(aggregate(results, out, reporter(quiet)), as_json)

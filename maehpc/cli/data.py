@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from maehpc.data import Pack
 
 
+SIDE = click.IntRange(1, 4096)
+
+
 @click.group("data")
 def command() -> None:
     """List, fetch, pack and verify data sets."""
@@ -29,9 +32,9 @@ def _packs(packs: Path | None, results: Path) -> Path:
 @json_option
 def list_command(results: Path, packs: Path | None, as_json: bool) -> None:
     """The catalogue, and which of its files are here."""
-    from rich.console import Console
     from rich.table import Table
 
+    from maehpc.cli.terminal import stdout
     from maehpc.data import available
 
     statuses = available(_packs(packs, results))
@@ -58,12 +61,12 @@ def list_command(results: Path, packs: Path | None, as_json: bool) -> None:
         counts = "/".join(str(entry.counts[split]) for split in ("train", "val", "test"))
         here = "–" if status.state == "missing" else f"{status.state}: {status.where}"
         table.add_row(entry.name, str(status.size), entry.task, str(len(entry.classes)), counts, here)
-    Console().print(table)
+    stdout().print(table)
 
 
 @command.command("fetch")
 @click.argument("name")
-@click.option("--size", default=28, show_default=True, help="Side in pixels, where there is a choice.")
+@click.option("--size", type=SIDE, default=28, show_default=True, help="Side in pixels, where there is a choice.")
 @click.option("--root", type=click.Path(path_type=Path), help="Where to put it.  [default: ~/.medmnist]")
 def fetch_command(name: str, size: int, root: Path | None) -> None:
     """Download the data set NAME from its publisher."""
@@ -74,7 +77,7 @@ def fetch_command(name: str, size: int, root: Path | None) -> None:
 
 @command.command("pack")
 @click.argument("datasets", nargs=-1, required=True)
-@click.option("--size", default=28, show_default=True, help="Side in pixels, where there is a choice.")
+@click.option("--size", type=SIDE, default=28, show_default=True, help="Side in pixels, where there is a choice.")
 @results_option
 @packs_option
 @json_option
@@ -102,12 +105,17 @@ def verify_command(paths: tuple[Path, ...], results: Path, packs: Path | None, a
     chosen = list(paths) or sorted(_packs(packs, results).glob("*.h5"))
     if not chosen:
         raise InputError(f"there is no pack in {_packs(packs, results)}; make one with `maehpc data pack NAME`")
-    facts = []
+    facts, problems = [], []
     for path in chosen:
-        with Pack(path) as pack:
-            pack.verify()
-            facts.append(_facts(pack))
+        try:
+            with Pack(path) as pack:
+                pack.verify()
+                facts.append(_facts(pack))
+        except InputError as error:
+            problems.append(str(error))
     _print(facts, as_json)
+    if problems:
+        raise InputError("; ".join(problems))
 
 
 def _facts(pack: Pack) -> dict[str, object]:

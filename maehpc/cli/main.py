@@ -63,8 +63,12 @@ def main() -> None:
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.ClickException as error:
-        click.echo(f"maehpc: {error.format_message()}", err=True)
+        click.echo(f"maehpc: {' '.join(error.format_message().split())}", err=True)
         sys.exit(2)
+    except OSError as error:  # what no part of the program could tell better
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"maehpc: {where}{error.strerror or error}; check the path and run the same command again", err=True)
+        sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         click.echo("maehpc: interrupted; run the same command again to go on", err=True)
         sys.exit(130)

@@ -54,3 +54,30 @@ def complete_recipe(ctx: click.Context, parameter: click.Parameter, incomplete: 
     from maehpc.recipes import list_recipes
 
     return [name for name in list_recipes() if name.startswith(incomplete)]
+
+
+def _last_word(words: list[str], incomplete: str) -> list[str]:
+    """Completions of the last of several words with commas between."""
+    before, comma, last = incomplete.rpartition(",")
+    return [before + comma + word for word in words if word.startswith(last)]
+
+
+def complete_profile(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of shipped profiles."""
+    from maehpc.launch.profile import list_profiles
+
+    return [name for name in list_profiles() if name.startswith(incomplete)]
+
+
+def complete_method(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Attribution methods."""
+    from maehpc.recipes.settings import METHODS
+
+    return _last_word(list(METHODS), incomplete)
+
+
+def complete_dataset(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the catalogue."""
+    from maehpc.data.catalogue import catalogue
+
+    return _last_word([*catalogue(), "all"], incomplete)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from maehpc.cli.options import (
+    complete_dataset,
+    complete_method,
+    complete_profile,
     complete_recipe,
     json_option,
     packs_option,
@@ -30,6 +36,11 @@ DEFAULT_RECIPES = {
 }
 
 
+RESERVED_NAMES = ("packs", "report")
+LONGEST_NAME = 100
+"""Bytes: file names hold 255, and parts of reports are called after the experiment and the data set."""
+
+
 @click.command("run")
 @click.argument("stage", type=click.Choice(list(DEFAULT_RECIPES)))
 @click.option(
@@ -39,16 +50,19 @@ DEFAULT_RECIPES = {
     + ", ".join(f"{stage}: {recipe}" for stage, recipe in DEFAULT_RECIPES.items())
     + "]",
 )
-@click.option("--name", help="Experiment: the folder below RESULTS.  [default: the recipe's last word]")
+@click.option("--name", help="Experiment: the folder below RESULTS.  [default: the recipe's name]")
 @click.option(
     "--datasets",
+    shell_complete=complete_dataset,
     help="Names, .npz files or image folders, with commas between. NAME? is left out where its file is not here; "
     "all: every catalogue set that is here.",
 )
-@click.option("--methods", help="Attribution methods, with commas between.")
+@click.option("--methods", shell_complete=complete_method, help="Attribution methods, with commas between.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, as optim.lr=1e-3.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of every random draw.")
-@click.option("--cluster", default="debug", show_default=True, help="Profile: where to compute.")
+@click.option(
+    "--cluster", default="debug", show_default=True, shell_complete=complete_profile, help="Profile: where to compute."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="What computes.  [default: the profile's]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the profile's]")
 @click.option("--pdb", "debugger", is_flag=True, help="Drop into the debugger where an error is raised.")
@@ -61,6 +75,9 @@ def command(debugger: bool, quiet: bool, verbose: bool, **options: Any) -> None:
 
     A run that was stopped in whatever way goes on from where it was when the same command is given again.
     """
+    # A waiting thread that spins starves the one it waits for when another program wants the core as well: a training
+    # step was seen to take ten times as long. OpenMP reads this when PyTorch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from maehpc.cli.terminal import reporter
 
     set_verbosity(verbose)
@@ -98,11 +115,13 @@ def _datasets(text: str | None, source_size: int, packs: Path, progress: Progres
     for status in available(packs):
         if status.size == source_size or len(status.entry.sizes) == 1:
             here[status.entry.name] = status.state != "missing"
-    words = (
-        [f"{name}?" for name in here] if text == "all" else [word.strip() for word in text.split(",") if word.strip()]
-    )
-    chosen = [word.removesuffix("?") for word in words if not word.endswith("?") or here.get(word.removesuffix("?"))]
-    left_out = [word.removesuffix("?") for word in words if word.removesuffix("?") not in chosen]
+    words = [f"{name}?" for name in here] if text == "all" else [word.strip() for word in text.split(",")]
+
+    def is_here(name: str) -> bool:
+        return here.get(name, False) or (name not in here and Path(name).exists())
+
+    chosen = [word.removesuffix("?") for word in words if word and (word[-1] != "?" or is_here(word[:-1]))]
+    left_out = [word[:-1] for word in words if word.endswith("?") and word[:-1] not in chosen]
     if left_out:
         progress.say(f"left out: {', '.join(left_out)} (no file here; see `maehpc data list`)")
     if not chosen:
@@ -127,7 +146,7 @@ def _run(
     as_json: bool,
 ) -> None:
     from maehpc.cli.summary import print_summary
-    from maehpc.devices import choose_device, configure
+    from maehpc.devices import choose_device, set_threads
     from maehpc.experiment import Experiment
     from maehpc.launch.profile import load_profile
     from maehpc.recipes import load_recipe
@@ -136,6 +155,7 @@ def _run(
     from maehpc.stages.context import Context
     from maehpc.stages.pipeline import run_stages, stages_of
     from maehpc.stages.preflight import check
+    from maehpc.stages.provenance import recorded_threads
 
     profile = load_profile(cluster)
     packs = packs or results / "packs"
@@ -148,29 +168,49 @@ def _run(
     chosen = _datasets(datasets, given.data.source_size, packs, progress)
     settled: Recipe = load_recipe(recipe, overrides, stage, _settings(chosen, methods, seed), base)
     computing_device = choose_device(device or profile.device)
-    configure(computing_device, threads or profile.threads)
+    set_threads(threads or profile.threads or recorded_threads(experiment.provenance))
     context = Context(experiment, settled, computing_device, packs, progress)
     names = stages_of(stage, settled.encoder.weights)
-    check(settled, names)
-    begin(context, sys.argv[1:])
-    records = run_stages(context, names)
+    check(context, names)
+    with begin(context, sys.argv[1:], names), out_of_memory_told():
+        records = run_stages(context, names)
     if stage == "pipeline":
-        print_summary(aggregate(experiment.root), as_json)
+        print_summary(aggregate(experiment.root, progress=progress), as_json)
     elif as_json:
         click.echo(json.dumps(records))
     else:
         progress.say(f"results in {experiment.root}")
 
 
+@contextmanager
+def out_of_memory_told() -> Iterator[None]:
+    """Turns running out of memory into a sentence that names the settings."""
+    import torch
+
+    from maehpc.errors import RunError
+
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise RunError(
+            "out of memory: raise pretrain.accumulate or finetune.accumulate (the numbers stay the same), or lower "
+            "explain.batch_size or data.resident_bytes"
+        ) from error
+
+
 def experiment_name(name: str | None, recipe: str | None, stage: str) -> str:
-    """The experiment's folder: as given, or the last word of the recipe's name.
+    """The experiment's folder: as given, or the recipe's name.
 
     Raises:
-        InputError: the name is a path.
+        InputError: the name is a path, or one that is taken.
     """
     from maehpc.errors import InputError
 
-    name = name or Path(recipe or DEFAULT_RECIPES[stage]).stem
-    if Path(name).name != name or name.startswith("."):
+    if name is None:
+        recipe = recipe or DEFAULT_RECIPES[stage]
+        name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe.replace("/", "-")
+    if Path(name).name != name or name.startswith(".") or len(name.encode()) > LONGEST_NAME:
         raise InputError(f"--name {name}: give a plain folder name; --results says where it lies")
+    if name in RESERVED_NAMES:
+        raise InputError(f"--name {name}: results/{name} is not an experiment's; choose another name")
     return name

@@ -18,11 +18,9 @@ def print_summary(summary: Summary, as_json: bool) -> None:
         written = [str(path) for path in summary.files]
         click.echo(json.dumps({"rows": rows, "files": written, "missing": summary.missing}))
         return
-    from rich.console import Console
+    from maehpc.cli.terminal import stdout
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)  # a file has no width of its own
+    console = stdout()
     if len(summary.rows):
         console.print(_table(summary))
     for sentence in summary.missing:

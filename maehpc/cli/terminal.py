@@ -107,6 +107,12 @@ class QuietProgress(Silent):
         print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
 
+def stdout() -> Console:
+    """Where results are printed; a file has no width of its own, so it is given one that tables fit in."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
 def reporter(quiet: bool) -> Reporter:
     """What fits the terminal, or the absence of one."""
     if quiet:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maehpc.data import Preprocess
 from maehpc.errors import InputError, RunError
-from maehpc.explain.engine import DEEPLIFT, SALIENCY, Engine
+from maehpc.explain.engine import DEEPLIFT, SALIENCY, Attribution, Engine
 from maehpc.explain.noise import NoiseKey, uniform
 from maehpc.explain.sensitivity import perturbed, relative_change
 from maehpc.models import Classifier
@@ -75,11 +75,11 @@ class Explainer:
 
         Raises:
             InputError: labels are to be explained and an image has several.
-            RunError: a logit is not finite, or a map does not fit the type it is stored in.
+            RunError: a logit or map is not finite, or a map does not fit the type it is stored in.
         """
         settings = self._settings.sensitivity
         original = self._engine.attribute(self._preprocess.normalise(pixels), self._targets(labels))
-        _require_finite(original.logits, indices)
+        _require_finite(original, indices, "")
         prediction = original.logits.argmax(dim=1)
         samples = (pixels.shape[0], settings.samples)
         flipped = prediction.new_empty(samples, dtype=torch.bool)
@@ -87,6 +87,7 @@ class Explainer:
         for sample in range(settings.samples):
             noise = uniform(self._key, indices, sample, pixels.shape[1:], settings.radius, pixels.device)
             moved = self._engine.attribute(perturbed(pixels, noise, settings, self._preprocess), original.targets)
+            _require_finite(moved, indices, f", perturbation {sample},")
             flipped[:, sample] = moved.logits.argmax(dim=1) != prediction
             for method, changes in sensitivity.items():
                 changes[:, sample] = relative_change(original.maps[method], moved.maps[method], settings.norm)
@@ -136,18 +137,26 @@ def stored(method: str, full: Tensor, settings: MapSettings) -> Tensor:
     if settings.dtype == "float32":
         return result
     largest = result.abs().max().item()
+    half = result.half()
+    if (result.flatten(1).any(dim=1) != half.flatten(1).any(dim=1)).any():
+        raise RunError(
+            f"explain.maps.dtype: float16 turns a {method} map of this classifier into zeros; set it to float32"
+        )
     if largest > torch.finfo(torch.float16).max:
         raise RunError(
             f"explain.maps.dtype: float16 cannot hold the {method} values of this classifier, whose magnitude reaches "
             f"{largest:.3g}; set it to float32"
         )
-    return result.half()
+    return half
 
 
-def _require_finite(logits: Tensor, indices: Tensor) -> None:
-    finite = logits.isfinite().all(dim=1)
-    if not finite.all():
-        first = indices[int((~finite).nonzero()[0])].item()
-        raise RunError(
-            f"the classifier's logits of image {first} are not finite; finetune it again with a lower optim.lr"
-        )
+def _require_finite(attribution: Attribution, indices: Tensor, which: str) -> None:
+    """A NaN must not pass for the NaN of a zero map."""
+    for name, values in {"logits": attribution.logits, **attribution.maps}.items():
+        finite = values.flatten(1).isfinite().all(dim=1)
+        if not finite.all():
+            first = indices[int((~finite).nonzero()[0])].item()
+            raise RunError(
+                f"the classifier's {name} of image {first}{which} are not finite; finetune it again with a lower "
+                f"optim.lr, or lower explain.sensitivity.radius"
+            )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from maehpc import files
 from maehpc.errors import InputError
+from maehpc.recipes.load import parse_yaml
 from maehpc.shipped import shipped_folder
 
 
@@ -33,15 +33,17 @@ def load_profile(name: str) -> Profile:
     Raises:
         InputError: it does not exist or a key is wrong.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else shipped_folder("cluster") / f"{name}.yaml"
+    path = files.user_path(name) if name.endswith((".yaml", ".yml")) else shipped_folder("cluster") / f"{name}.yaml"
     if not path.is_file():
         raise InputError(
             f"there is no profile '{name}'; choose one of {', '.join(list_profiles())} or give a .yaml file"
         )
     try:
-        return Profile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"profile {path} cannot be read: {' '.join(str(error).split())}") from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"profile {path} cannot be read: {error}") from error
+    try:
+        return Profile.model_validate(parse_yaml(text, f"profile {path}"))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "profile"

@@ -9,7 +9,7 @@ from maehpc.models.encoder import (
     patch_size,
     width,
 )
-from maehpc.models.loading import load_encoder, load_mae, load_weights
+from maehpc.models.loading import load_encoder, load_mae, load_mae_or_encoder, load_weights
 from maehpc.models.mae import MaeOutput, MaskedAutoencoder, visible_patches
 from maehpc.models.weights import read_metadata, read_weights, save_weights
 
@@ -25,6 +25,7 @@ __all__ = [
     "has_class_token",
     "load_encoder",
     "load_mae",
+    "load_mae_or_encoder",
     "load_weights",
     "num_prefix_tokens",
     "patch_size",

@@ -49,7 +49,7 @@ def load_mae(mae: MaskedAutoencoder, path: Path) -> None:
         InputError: the file cannot be read, holds no decoder, or does not fit.
     """
     state = convert.to_ours(read_weights(path))
-    if not any(name.startswith("decoder.") for name in state):
+    if not _holds_decoder(state):
         raise InputError(
             f"weights {path} hold an encoder without a decoder; give a file that has one, such as Meta's "
             f"mae_pretrain_vit_base_full.pth"
@@ -58,9 +58,32 @@ def load_mae(mae: MaskedAutoencoder, path: Path) -> None:
     _load(mae, path, state, {"encoder.pos_embed": mae.grid, "decoder.pos_embed": mae.grid})
 
 
+def load_mae_or_encoder(mae: MaskedAutoencoder, path: Path) -> None:
+    """Puts what a file holds into `mae`: a whole autoencoder, or an encoder alone (the decoder stays as it is).
+
+    Raises:
+        InputError: the file cannot be read, or does not fit.
+    """
+    if _holds_decoder(convert.to_ours(read_weights(path))):
+        load_mae(mae, path)
+    else:
+        load_encoder(mae.encoder, path)
+
+
+def _holds_decoder(state: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith("decoder.") for name in state)
+
+
 def _load(module: nn.Module, path: Path, state: dict[str, Tensor], positions: dict[str, tuple[int, int]]) -> None:
     """Loads `state` strictly; `positions` are the tables that may be interpolated, with the grid wanted."""
     target = module.state_dict()
+    for name, tensor in state.items():
+        wanted = target.get(name)
+        if wanted is None or not wanted.is_floating_point():
+            continue
+        if not (tensor.is_floating_point() and tensor.isfinite().all()):
+            problem = "holds NaN or infinite numbers" if tensor.is_floating_point() else f"is of type {tensor.dtype}"
+            raise InputError(f"weights {path}: tensor {name} {problem}; give a file of finite floating-point weights")
     for name, grid in positions.items():
         if name in state and name in target:
             state[name] = _on_grid(state[name], target[name], grid)

@@ -102,7 +102,10 @@ def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
 
 def _take(tokens: Tensor, index: Tensor) -> Tensor:
     """Rows `index` `[B, K]` of `tokens` `[B, L, D]`: `[B, K, D]`."""
-    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    # By whole rows: the backward of `gather` handles every element by itself, which is slow where it is deterministic.
+    first = torch.arange(len(tokens), device=index.device).unsqueeze(1) * tokens.shape[1]
+    rows = tokens.flatten(0, 1).index_select(0, (index + first).flatten())
+    return rows.reshape(*index.shape, -1)
 
 
 class Decoder(nn.Module):
@@ -255,7 +258,7 @@ class MaskedAutoencoder(nn.Module):
             prefix = torch.cat([prefix, encoder.reg_token], dim=1)
         if rows:
             prefix = prefix + prefix_positions
-        tokens = tokens + _take(positions.expand(len(tokens), -1, -1), masking.visible)
+        tokens = tokens + positions[0].index_select(0, masking.visible.flatten()).reshape(tokens.shape)
         tokens = torch.cat([prefix.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
         latent: Tensor = encoder.norm(encoder.blocks(encoder.norm_pre(encoder.pos_drop(tokens))))
         return latent

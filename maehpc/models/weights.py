@@ -125,10 +125,11 @@ def _read_pickle(path: Path) -> object:
             loaded: object = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
-        if forbidden is None:
+        if forbidden is None and "weights_only" not in str(error):
             raise _unreadable(path, error) from error
+        what = forbidden[1] if forbidden else "something else than tensors"
         raise InputError(
-            f"weights {path} ask for {forbidden[1]} to be called when read, which is refused; convert the file to "
+            f"weights {path} ask for {what} to be called when read, which is refused; convert the file to "
             f"safetensors where you trust it"
         ) from error
     return loaded

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from maehpc import files
 from maehpc.errors import InputError
 from maehpc.recipes.settings import Recipe
 from maehpc.shipped import shipped_folder
@@ -29,7 +30,7 @@ def list_recipes() -> list[str]:
 
 def _locate(name: str, beside: Path | None) -> Path:
     if name.endswith(SUFFIXES):
-        path = Path(name).expanduser()
+        path = files.user_path(name)
         if not path.is_absolute() and beside is not None:
             path = beside.parent / path
         if not path.is_file():
@@ -48,13 +49,24 @@ def _merged(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
+def parse_yaml(text: str, origin: str) -> Any:
+    """A YAML value; nothing in it is executed.
+
+    Raises:
+        InputError: the text is not YAML, or holds a value that YAML's own types refuse (a 13th month).
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{origin} is not YAML: {' '.join(str(error).split())}; mend that value") from error
+
+
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"recipe {path} is not YAML: {' '.join(str(error).split())}; mend that line") from error
+    value = parse_yaml(text, f"recipe {path}")
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -63,6 +75,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _resolve_includes(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    path = path.resolve()
     if path in chain:
         raise InputError(f"recipe {path} includes itself; remove it from include")
     mapping = _read_mapping(path)
@@ -92,10 +105,7 @@ def _parse_overrides(overrides: Iterable[str], stage: str | None) -> dict[str, A
         key, equals, raw = text.partition("=")
         if not equals or not key:
             raise InputError(f"--set {text}: write KEY=VALUE, for example optim.lr=1e-3")
-        try:
-            value = yaml.safe_load(raw)
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {text}: the value is not YAML: {' '.join(str(error).split())}") from error
+        value = parse_yaml(raw, f"--set {key}")
         for word in reversed(_override_path(key, stage)):
             value = {word: value}
         result = _merged(result, value)

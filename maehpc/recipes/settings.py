@@ -50,7 +50,7 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _statistics_fit_channels(self) -> Self:
         if self.channels == 1 and self.normalization == "imagenet":
-            raise ValueError("ImageNet's statistics need channels: 3; use normalization: dataset with channels: 1")
+            raise ValueError("channels: 1 has no statistics of ImageNet; use normalization: dataset with it")
         return self
 
 
@@ -115,8 +115,8 @@ class OptimSettings(Settings):
     """Optimizer and learning-rate schedule, by optimizer step."""
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] | None = Field(None, description="learning rate as it is")
-    base_lr: Annotated[float, Field(gt=0)] | None = Field(
+    lr: Annotated[float, Field(gt=0, le=1e30)] | None = Field(None, description="learning rate; wins over base_lr")
+    base_lr: Annotated[float, Field(gt=0, le=1e30)] | None = Field(
         None, description="learning rate at an effective batch of 256 (linear scaling rule)"
     )
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -131,9 +131,9 @@ class OptimSettings(Settings):
     clip_grad: Annotated[float, Field(gt=0)] | None = Field(None, description="largest L2 norm of all gradients")
 
     @model_validator(mode="after")
-    def _one_rate(self) -> Self:
-        if (self.lr is None) == (self.base_lr is None):
-            raise ValueError("give exactly one of lr and base_lr (write null for the other)")
+    def _a_rate(self) -> Self:
+        if self.lr is None and self.base_lr is None:
+            raise ValueError("give lr or base_lr")
         return self
 
     def peak_lr(self, effective_batch: int) -> float:
@@ -154,6 +154,7 @@ class CheckpointSettings(Settings):
 class PretrainSettings(Settings):
     """Masked-autoencoder pretraining (He et al. 2022, appendix A.1)."""
 
+    weights: str | None = Field(None, description="file to begin from, an MAE with or without its decoder")
     decoder: DecoderSettings = DecoderSettings()
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     norm_pix: bool = Field(True, description="targets are normalised a patch")
@@ -173,6 +174,10 @@ class PretrainSettings(Settings):
     def _sane(self) -> Self:
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
+        if self.optim.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs {self.optim.warmup_epochs:g} leaves none of {self.epochs} epochs; set it below that"
+            )
         if self.crop_scale and not 0 < self.crop_scale[0] <= self.crop_scale[1]:
             raise ValueError("crop_scale must be two rising fractions above 0, for example [0.2, 1.0]")
         return self
@@ -215,6 +220,10 @@ class FinetuneSettings(Settings):
     def _sane(self) -> Self:
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
+        if self.optim.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs {self.optim.warmup_epochs:g} leaves none of {self.epochs} epochs; set it below that"
+            )
         if self.freeze and (self.layer_decay != 1.0 or self.drop_path):
             raise ValueError("layer_decay and drop_path change a trained encoder; set freeze: false or leave them out")
         if self.crop_scale and not 0 < self.crop_scale[0] <= self.crop_scale[1]:

@@ -14,6 +14,8 @@ from maehpc import __version__, files, keys
 from maehpc.errors import InputError
 from maehpc.experiment import Experiment, find_experiments
 from maehpc.maps import MapStore
+from maehpc.ownership import turn
+from maehpc.progress import Progress, Silent
 from maehpc.recipes import Recipe, read_recipe
 from maehpc.report import page, tables
 from maehpc.report.collected import Collected
@@ -47,12 +49,13 @@ class Summary:
     missing: list[str]
 
 
-def aggregate(results: Path, out: Path | None = None) -> Summary:
+def aggregate(results: Path, out: Path | None = None, progress: Progress | None = None) -> Summary:
     """Reports on every experiment at or below a folder. Equal results give equal files, byte for byte.
 
     Args:
         results: an experiment, or a folder of experiments.
         out: where the report goes; `results`/report where None.
+        progress: where to tell how far it is.
 
     Raises:
         InputError: there is no experiment.
@@ -65,13 +68,17 @@ def aggregate(results: Path, out: Path | None = None) -> Summary:
         )
     out = results / "report" if out is None else out
     files.require_writable(out)
-    collected = Collected(out)
-    with per_image_table(out / "images.parquet") as append:
-        for experiment in experiments:
-            relative = experiment.root.relative_to(results)
-            name = relative.as_posix() if relative.parts else experiment.root.resolve().name
-            _add_experiment(collected, name, experiment, append)
-    return _write(collected)
+    with turn(out / ".lock"):  # two at once write the same files one after the other
+        files.remove_partials(out)
+        collected = Collected(out)
+        progress = progress or Silent()
+        with per_image_table(out / "images.parquet") as append, progress.bar("aggregate", len(experiments)) as bar:
+            for experiment in experiments:
+                relative = experiment.root.relative_to(results)
+                name = relative.as_posix() if relative.parts else experiment.root.resolve().name
+                _add_experiment(collected, name, experiment, append)
+                bar.advance(1, name)
+        return _write(collected)
 
 
 @dataclass(frozen=True)
@@ -180,6 +187,9 @@ def _add_sensitivity(
     collected: Collected, identity: Identity, explained: Explained, finetuned: Finetuned | None
 ) -> None:
     attributes = explained.attributes
+    if finetuned and attributes.classifier and attributes.classifier not in finetuned.files.values():
+        collected.lacks(identity.place, "accuracy and AUC: another classifier was explained than is finetuned now")
+        finetuned = None
     test = finetuned.scores.get("test", Scores()) if finetuned else Scores()
     finite, intervals = {}, {}
     for method, scores in explained.scores.items():

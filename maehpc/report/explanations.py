@@ -31,6 +31,7 @@ class Attributes(BaseModel):
     methods: tuple[str, ...]
     explain: ExplainSettings
     seed: int
+    classifier: str | None = None
 
     @property
     def sampling(self) -> str:

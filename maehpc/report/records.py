@@ -37,6 +37,7 @@ class Finetuned(BaseModel):
 
     scores: dict[Split, Scores]
     images: dict[Split, int]
+    files: dict[str, str] = {}
     dataset: _DataSet
 
 

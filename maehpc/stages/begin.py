@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from maehpc import files
 from maehpc.data import dataset_name
 from maehpc.errors import InputError
 from maehpc.experiment import Experiment
+from maehpc.ownership import shared_use, turn
 from maehpc.recipes import Recipe, read_recipe, recipe_yaml
 from maehpc.stages.context import Context, differing_fields
 from maehpc.stages.inputs import open_pack
@@ -23,8 +25,17 @@ DECIDED_BY = {
 
 
 def existing_recipe(experiment: Experiment) -> Recipe | None:
-    """The recipe an experiment was begun with, or None where it is new."""
-    return read_recipe(experiment.recipe) if experiment.recipe.is_file() else None
+    """The recipe an experiment was begun with, or None where it is new.
+
+    Raises:
+        InputError: it cannot be read, or there are results without one.
+    """
+    if experiment.recipe.is_file():
+        return read_recipe(experiment.recipe)
+    for folder in ("pretrain", "finetune", "maps", "ledger"):
+        if (experiment.root / folder).is_dir():
+            raise InputError(f"{experiment.root} holds results but no recipe.yaml; restore it, or give another --name")
+    return None
 
 
 def _decided(recipe: Recipe, folder: str) -> dict[str, Any]:
@@ -53,30 +64,55 @@ def settled_recipe(experiment: Experiment, recipe: Recipe) -> Recipe:
         if changes:
             raise InputError(
                 f"{experiment.root} was begun with another recipe ({changes[0]}"
-                f"{f' and {len(changes) - 1} more' if len(changes) > 1 else ''}); give this run another --name, "
-                f"or delete {experiment.root / folder}"
+                f"{f' and {len(changes) - 1} more' if len(changes) > 1 else ''}); give this run another --name"
             )
     names = dict.fromkeys([*before.datasets, *recipe.datasets])
     return recipe.model_copy(update={"datasets": tuple(names)})
 
 
-def begin(context: Context, command: list[str]) -> None:
-    """Packs the data, then writes recipe.yaml and provenance.json.
+@contextmanager
+def begin(context: Context, command: list[str], stages: Collection[str]) -> Iterator[None]:
+    """Packs the data, writes recipe.yaml and provenance.json, and keeps the recipe unchanged for the block's length.
+
+    Several runs may use one experiment at once as long as none changes its recipe.
+
+    Args:
+        context: of the run.
+        command: words after `maehpc`.
+        stages: that will be run.
 
     Raises:
-        InputError: a data set cannot be had, or the recipe contradicts the experiment.
+        InputError: a data set cannot be had, the recipe contradicts the experiment, or another run uses the old one.
         RunError: the results folder cannot be written.
     """
-    root: Path = context.experiment.root
-    recipe = settled_recipe(context.experiment, context.recipe)
-    names = [dataset_name(dataset) for dataset in context.recipe.datasets]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"datasets: two of them are called '{name}'; rename one of the files")
-    files.require_writable(root)
+    experiment, recipe = context.experiment, context.recipe
+    settled_recipe(experiment, recipe)
+    digests = _packed(context, stages)
+    files.require_writable(experiment.root)
+    with ExitStack() as until_end:
+        with turn(experiment.root / ".turn"):
+            before = existing_recipe(experiment)
+            settled = settled_recipe(experiment, recipe)
+            changed = before is None or before.model_copy(update={"datasets": settled.datasets}) != settled
+            refusal = f"{experiment.root} is in use by a run of another recipe; wait for it, or give another --name"
+            share = until_end.enter_context(shared_use(experiment.root / ".lock", refusal, alone=changed))
+            files.write_text(experiment.recipe, recipe_yaml(settled))
+            record(experiment.provenance, provenance(command, context.device, digests))
+            share()
+        yield
+
+
+def _packed(context: Context, stages: Collection[str]) -> dict[str, str]:
+    """Digest of each data set's pack, by name."""
     digests: dict[str, str] = {}
     for dataset in context.recipe.datasets:
+        name = dataset_name(dataset)
+        if name in digests:
+            raise InputError(f"datasets: two of them are called '{name}'; rename one of the files")
         with open_pack(context, dataset) as pack:
-            digests[pack.info.name] = pack.info.digest
-    files.write_text(context.experiment.recipe, recipe_yaml(recipe))
-    record(context.experiment.provenance, provenance(command, context.device, digests))
+            digests[name] = pack.info.digest
+            if "explain" in stages and context.recipe.explain.target == "label" and pack.info.task == "multi-label":
+                raise InputError(
+                    f"explain.target: label needs one label an image, and {name} has several; use prediction"
+                )
+    return digests

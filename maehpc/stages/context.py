@@ -51,11 +51,17 @@ def differing_fields(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's value, or None where it is absent or not JSON."""
+    """A JSON file's value, or None where there is no file.
+
+    Raises:
+        InputError: the file is not JSON.
+    """
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); restore it, or delete {path.parent}") from error
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class StageFolder:
         record = read_json(self.path / "done.json")
         if not isinstance(record, dict) or record.get("digest") != self.digest:
             return None
-        for name, expected in record["files"].items():
+        for name, expected in record.get("files", {}).items():
             path = self.path / name
             if not path.is_file() or files.sha256_file(path) != expected:
                 return None
@@ -98,6 +104,7 @@ def stage_folder(path: Path, inputs: Mapping[str, Any]) -> Iterator[tuple[StageF
         RunError: it cannot be written.
     """
     inputs = json.loads(files.canonical_json(inputs))
+    refuse_other_inputs(path / "stage.json", inputs)  # before an attempt is begun, which would fence a live one
     files.require_writable(path)
     with own(path) as owner:
         refuse_other_inputs(path / "stage.json", inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from torch import Tensor
 
 from maehpc import files
 from maehpc.data import Pack, dataset_name
+from maehpc.devices import make_reproducible
+from maehpc.errors import InputError
 from maehpc.explain import Explainer, Explanation, NoiseKey
 from maehpc.maps import ArrayLayout, MapStore, StoreLayout
 from maehpc.models import Classifier, grid_size, load_weights
 from maehpc.ownership import own
 from maehpc.recipes import ExplainSettings
-from maehpc.stages.context import Context
+from maehpc.stages.context import Context, differing_fields, read_json
 from maehpc.stages.finetune import CLASSIFIER, new_classifier
 from maehpc.stages.inputs import data_inputs, open_pack, split_batches, stage_output
 from maehpc.training.batches import Batches
@@ -37,20 +40,26 @@ def explain(context: Context, dataset: str) -> dict[str, Any]:
         InputError: no classifier, wrong settings, or the store holds other results.
         RunError: the disk refused, or a newer attempt took over.
     """
+    make_reproducible(context.device)
     recipe, name = context.recipe, dataset_name(dataset)
     classifier_path, classifier_digest = stage_output(context, "finetune", name, CLASSIFIER)
+    refuse_other_classifier(context, name)
     with open_pack(context, dataset) as pack:
         inputs = {
             **data_inputs(context, pack),
             "encoder": recipe.encoder.model_dump(mode="json", exclude={"weights"}),
-            "classifier": classifier_digest,
+            "classifier": {
+                "weights": classifier_digest,
+                "adapter": recipe.finetune.adapter.model_dump(mode="json"),
+                "representation": recipe.finetune.representation,
+            },
             "explain": recipe.explain.model_dump(mode="json"),
         }
         batches = split_batches(context, pack, recipe.explain.split, NAME)
         classifier = load_classifier(context, pack, classifier_path)
         explainer = Explainer(classifier, recipe.explain, batches.preprocess, NoiseKey(recipe.seed, name))
         count = min(recipe.explain.images or len(batches.split), len(batches.split))
-        layout = store_layout(context, pack, batches, grid_size(classifier.encoder), count)
+        layout = store_layout(context, pack, batches, grid_size(classifier.encoder), count, classifier_digest)
         with open_store(context, name, layout, inputs) as store:
             missing = store.missing(deep=True)
             finished = layout.shards - len(missing)
@@ -75,9 +84,34 @@ def explain(context: Context, dataset: str) -> dict[str, Any]:
             }
 
 
+def refuse_other_classifier(context: Context, name: str) -> None:
+    """Compares the recipe with what the classifier was finetuned with: its weights do not tell what they serve.
+
+    Raises:
+        InputError: they differ.
+    """
+    path = context.experiment.stage("finetune", name) / "stage.json"
+    made_with = read_json(path)
+    if not isinstance(made_with, dict):
+        raise InputError(f"{path} is missing; run `maehpc run finetune` again")
+    recipe = context.recipe
+    wanted = {
+        "encoder": recipe.encoder.model_dump(mode="json", exclude={"weights"}),
+        "finetune": recipe.finetune.model_dump(mode="json", exclude={"checkpoint"}),
+    }
+    changes = differing_fields({section: made_with.get(section) for section in wanted}, wanted)
+    if changes:
+        raise InputError(
+            f"{path.parent} holds a classifier of another recipe ({changes[0]}); restore the recipe, or give this run "
+            f"another --name and finetune there"
+        )
+
+
 def load_classifier(context: Context, pack: Pack, path: Path) -> Classifier:
     """The finished classifier in evaluation mode, its weights frozen."""
-    classifier = new_classifier(context, pack, None)
+    scratch = context.recipe.encoder.model_copy(update={"weights": "scratch"})
+    without = replace(context, recipe=context.recipe.model_copy(update={"encoder": scratch}))
+    classifier = new_classifier(without, pack, None)
     load_weights(classifier, path)
     return classifier.eval().requires_grad_(False)
 
@@ -115,8 +149,9 @@ def stored_arrays(explanation: Explanation, labels: Tensor) -> dict[str, Tensor]
     }
     for method, values in explanation.completeness.items():
         arrays[f"{method}_completeness"] = values
-    if explanation.sensitivity:
-        arrays["flipped"] = explanation.flipped
+    if explanation.flipped.shape[1] == 0:
+        return arrays  # no perturbation was asked for
+    arrays["flipped"] = explanation.flipped
     for method, values in explanation.sensitivity.items():
         arrays[f"{method}_sensitivity"] = values
         arrays[f"{method}_sensitivity_max"] = values.amax(1)
@@ -139,7 +174,9 @@ def map_layout(method: str, settings: ExplainSettings, side: int, channels: int,
     return ArrayLayout(("channel", "y", "x"), (channels, side, side), dtype)
 
 
-def store_layout(context: Context, pack: Pack, batches: Batches, grid: tuple[int, int], count: int) -> StoreLayout:
+def store_layout(
+    context: Context, pack: Pack, batches: Batches, grid: tuple[int, int], count: int, classifier: str
+) -> StoreLayout:
     """Arrays, dimensions and attributes of the store of one split."""
     settings, data, info = context.recipe.explain, context.recipe.data, pack.info
     side, classes = data.image_size, len(info.classes)
@@ -171,6 +208,7 @@ def store_layout(context: Context, pack: Pack, batches: Batches, grid: tuple[int
         "task": info.task,
         "classes": list(info.classes),
         "split": settings.split,
+        "classifier": classifier,
         "methods": list(settings.methods),
         "explain": settings.model_dump(mode="json"),
         "seed": context.recipe.seed,

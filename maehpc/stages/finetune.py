@@ -9,6 +9,7 @@ import torch
 
 from maehpc import files, keys
 from maehpc.data import Pack, SplitName, dataset_name, subset
+from maehpc.devices import make_reproducible
 from maehpc.errors import InputError
 from maehpc.models import Classifier, build_classifier, load_encoder, save_weights
 from maehpc.recipes import EncoderSettings
@@ -29,7 +30,7 @@ def weights_file(encoder: EncoderSettings) -> Path | None:
     """
     if encoder.weights in ("pretrain", "scratch", "timm"):
         return None
-    path = Path(encoder.weights).expanduser()
+    path = files.user_path(encoder.weights)
     if not path.is_file():
         raise InputError(f"encoder.weights: {path} does not exist; give a weights file, pretrain, scratch or timm")
     return path
@@ -58,6 +59,7 @@ def finetune(context: Context, dataset: str) -> dict[str, Any]:
         InputError: wrong data or weights, or the folder holds another recipe's results.
         RunError: the loss is not finite, or the disk refused.
     """
+    make_reproducible(context.device)
     recipe, name = context.recipe, dataset_name(dataset)
     weights, identity = first_weights(context, dataset)
     with open_pack(context, dataset) as pack:
@@ -82,6 +84,7 @@ def finetune(context: Context, dataset: str) -> dict[str, Any]:
                 "images": {split: len(images.indices) for split, images in splits.items()},
                 "dataset": dataset_facts(pack),
             }
+            owner.still_owner()
             save_weights(folder.path / CLASSIFIER, classifier.state_dict(), {"kind": "classifier"})
             return folder.finish(owner, [CLASSIFIER], facts)
 

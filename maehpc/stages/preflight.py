@@ -1,4 +1,4 @@
-"""What can be refused before anything is written: settings that do not fit the model, weights that do not fit either.
+"""What can be refused before anything is written: stages out of order, settings or weights that do not fit the model.
 
 A wrong GradCAM layer would otherwise be found after days of pretraining.
 """
@@ -7,28 +7,43 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from maehpc.data import PackInfo, Preprocess
+from maehpc.data import PackInfo, Preprocess, dataset_name
+from maehpc.errors import InputError
 from maehpc.explain import Explainer, NoiseKey
 from maehpc.models import build_classifier, load_encoder
-from maehpc.recipes import Recipe
-from maehpc.stages.finetune import weights_file
-from maehpc.stages.pretrain import build_mae
+from maehpc.stages.context import Context
+from maehpc.stages.finetune import CLASSIFIER, weights_file
+from maehpc.stages.inputs import stage_output
+from maehpc.stages.pretrain import ENCODER, build_mae
 
 _NO_DATA = PackInfo("none", "", "multi-class", ("0", "1"), "", (0.5,), (0.5,), {}, (1, 1, 1), 0.5, 0.5)
 """Stands for a data set where only the shapes that the recipe gives matter."""
 
 
-def check(recipe: Recipe, stages: Collection[str]) -> None:
-    """Builds each stage's model once, on the CPU and with random weights.
+def check(context: Context, stages: Collection[str]) -> None:
+    """Looks for what earlier stages must have left, and builds each stage's model once on the CPU.
 
     Args:
-        recipe: of the experiment.
+        context: of the run.
         stages: that will be run.
 
     Raises:
-        InputError: a setting does not fit the model, or a weights file is missing, unreadable or of another shape.
+        InputError: an earlier stage is not finished, a setting does not fit the model, or a weights file is missing,
+            unreadable or of another shape.
     """
+    recipe = context.recipe
+    for dataset in recipe.datasets:
+        name = dataset_name(dataset)
+        if "finetune" in stages and "pretrain" not in stages and recipe.encoder.weights == "pretrain":
+            stage_output(context, "pretrain", name, ENCODER)
+        if "explain" in stages and "finetune" not in stages:
+            stage_output(context, "finetune", name, CLASSIFIER)
     if "pretrain" in stages:
+        if recipe.encoder.weights != "pretrain":
+            raise InputError(
+                f"encoder.weights is {recipe.encoder.weights}, so that classifiers would not begin from what is "
+                f"pretrained; set it to pretrain (and pretrain.weights to the file that pretraining begins from)"
+            )
         build_mae(recipe)
     if not {"finetune", "explain"} & set(stages):
         return

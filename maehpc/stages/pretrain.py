@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from maehpc import files, keys
 from maehpc.data import Pack, dataset_name
-from maehpc.models import MaskedAutoencoder, build_encoder, save_weights, visible_patches
+from maehpc.devices import make_reproducible
+from maehpc.errors import InputError
+from maehpc.models import MaskedAutoencoder, build_encoder, load_mae_or_encoder, save_weights, visible_patches
 from maehpc.recipes import Recipe
 from maehpc.stages.context import Context, StageFolder, stage_folder
 from maehpc.stages.inputs import data_inputs, open_pack, split_batches
@@ -32,12 +34,14 @@ def pretrain(context: Context, dataset: str) -> dict[str, Any]:
         InputError: wrong data, or the folder holds another recipe's results.
         RunError: the loss is not finite, or the disk refused.
     """
+    make_reproducible(context.device)
     recipe, name = context.recipe, dataset_name(dataset)
     with open_pack(context, dataset) as pack:
         inputs = {
             **data_inputs(context, pack),
             "encoder": recipe.encoder.model_dump(mode="json", exclude={"weights"}),
-            "pretrain": recipe.pretrain.model_dump(mode="json", exclude={"checkpoint"}),
+            "pretrain": recipe.pretrain.model_dump(mode="json", exclude={"checkpoint", "weights"}),
+            "weights": recipe.pretrain.weights and files.sha256_file(first_file(recipe.pretrain.weights)),
         }
         with stage_folder(context.experiment.stage(NAME, name), inputs) as (folder, owner):
             if found := folder.result():
@@ -48,20 +52,35 @@ def pretrain(context: Context, dataset: str) -> dict[str, Any]:
             task = PretrainTask(mae, batches, recipe.pretrain, recipe.seed)
             loop = Loop(f"{NAME} {name}", NAME, recipe.seed, recipe.pretrain)
             train(task, loop, folder.path, folder.digest, owner, context.progress)
+            owner.still_owner()
             outputs = write_outputs(context, folder, mae, pack)
             return folder.finish(owner, outputs, {"images": task.images, "dataset": name})
 
 
-def build_mae(recipe: Recipe) -> MaskedAutoencoder:
-    """A freshly initialised MAE on the CPU; its weights are decided by the seed alone.
+def first_file(weights: str) -> Path:
+    """The file that `pretrain.weights` names.
 
     Raises:
-        InputError: the encoder cannot be pretrained, or the mask ratio leaves nothing to do.
+        InputError: there is none.
+    """
+    path = files.user_path(weights)
+    if not path.is_file():
+        raise InputError(f"pretrain.weights: {path} does not exist; give a weights file, or null to begin anew")
+    return path
+
+
+def build_mae(recipe: Recipe) -> MaskedAutoencoder:
+    """The MAE on the CPU with its first weights: decided by the seed, and by the file to begin from where there is one.
+
+    Raises:
+        InputError: the encoder cannot be pretrained, the mask ratio leaves nothing to do, or the file does not fit.
     """
     scratch = recipe.encoder.model_copy(update={"weights": "scratch"})
     encoder = build_encoder(scratch, recipe.data.image_size, recipe.data.channels, seed=recipe.seed)
     mae = MaskedAutoencoder(encoder, recipe.pretrain.decoder, recipe.pretrain.norm_pix, recipe.seed)
     visible_patches(mae.patches, recipe.pretrain.mask_ratio)
+    if recipe.pretrain.weights is not None:
+        load_mae_or_encoder(mae, first_file(recipe.pretrain.weights))
     return mae
 
 
@@ -73,8 +92,7 @@ def write_outputs(context: Context, folder: StageFolder, mae: MaskedAutoencoder,
     if not context.recipe.pretrain.reconstructions:
         return [ENCODER, MAE]
     pictures = reconstruct(context, mae, pack)
-    with files.atomic_path(folder.path / RECONSTRUCTIONS) as partial:
-        save_file(pictures, partial, {"mask_ratio": str(context.recipe.pretrain.mask_ratio)})
+    save_weights(folder.path / RECONSTRUCTIONS, pictures, {"mask_ratio": str(context.recipe.pretrain.mask_ratio)})
     return [ENCODER, MAE, RECONSTRUCTIONS]
 
 

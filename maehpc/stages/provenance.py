@@ -15,6 +15,7 @@ import torch
 import maehpc
 from maehpc import files
 from maehpc.devices import machine
+from maehpc.errors import InputError
 
 PACKAGES = (
     *("torch", "torchvision", "timm", "captum", "medmnist", "zarr", "h5py", "numpy", "scipy", "scikit-learn"),
@@ -67,11 +68,31 @@ def provenance(command: list[str], device: torch.device, data: dict[str, str]) -
     }
 
 
-def record(path: Path, facts: dict[str, Any]) -> None:
-    """Appends a run's facts to provenance.json. The same facts twice in a row are one entry."""
+def recorded_runs(path: Path) -> list[dict[str, Any]]:
+    """The facts of earlier runs, oldest first.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     try:
         runs = json.loads(path.read_bytes())["runs"]
     except FileNotFoundError:
-        runs = []
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error!r}); restore it, or move it away") from error
+    assert isinstance(runs, list)
+    return runs
+
+
+def recorded_threads(path: Path) -> int | None:
+    """CPU threads of the experiment's first run: rounding depends on them, so later runs use as many."""
+    runs = recorded_runs(path)
+    threads = runs[0].get("machine", {}).get("threads") if runs else None
+    return threads if isinstance(threads, int) and threads > 0 else None
+
+
+def record(path: Path, facts: dict[str, Any]) -> None:
+    """Appends a run's facts to provenance.json. The same facts twice in a row are one entry."""
+    runs = recorded_runs(path)
     if not runs or runs[-1] != facts:
         files.write_json(path, {"runs": [*runs, facts]})

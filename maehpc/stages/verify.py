@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from maehpc import files, maps
+from maehpc.data import Pack
 from maehpc.errors import InputError
 from maehpc.experiment import Experiment, find_experiments
 from maehpc.ownership import own
+from maehpc.recipes import read_recipe
 from maehpc.stages.context import read_json
+from maehpc.stages.provenance import recorded_runs
 from maehpc.training.checkpoints import DamagedError, list_checkpoints, read_checkpoint
 
 
@@ -19,7 +22,7 @@ class Findings:
     """What was looked at and what is wrong.
 
     Attributes:
-        checked: stores, checkpoints and finished results.
+        checked: packs, records, stores, checkpoints and finished results.
         problems: `kind`, `path`, `sentence` and, for a store's shard, `shard`.
     """
 
@@ -32,7 +35,7 @@ class Findings:
 
 
 def verify_results(path: Path, repair: bool = False) -> Findings:
-    """Checks every experiment at or below `path`.
+    """Checks every experiment at or below `path`, and the packs beside them.
 
     Args:
         path: an experiment, or a folder of them.
@@ -45,13 +48,39 @@ def verify_results(path: Path, repair: bool = False) -> Findings:
     if not experiments:
         raise InputError(f"{path} holds no experiment (a folder with recipe.yaml); give the results folder")
     findings = Findings()
+    for pack in sorted((path / "packs").glob("*.h5")):
+        _pack(pack, findings)
     for experiment in experiments:
+        _records(experiment, findings)
         for stage in ("pretrain", "finetune"):
             for dataset in experiment.datasets_of(stage):
                 _training(experiment.stage(stage, dataset), findings)
         for dataset in experiment.mapped_datasets():
             _store(experiment, dataset, repair, findings)
     return findings
+
+
+def _pack(path: Path, findings: Findings) -> None:
+    findings.checked += 1
+    try:
+        with Pack(path) as pack:
+            pack.verify()
+    except InputError as error:
+        findings.add("damaged", path, str(error))
+
+
+def _records(experiment: Experiment, findings: Findings) -> None:
+    """The recipe and provenance can be read, and no store stands without a ledger."""
+    for path, read in ((experiment.recipe, read_recipe), (experiment.provenance, recorded_runs)):
+        findings.checked += 1
+        try:
+            read(path)
+        except InputError as error:
+            findings.add("damaged", path, str(error))
+    for store in sorted((experiment.root / "maps").glob("*.zarr")):
+        if not (experiment.ledger(store.stem) / "store.json").is_file():
+            sentence = f"{store} has no ledger, so nothing vouches for it; move it away and run explain again"
+            findings.add("unrecorded", store, sentence)
 
 
 def _training(folder: Path, findings: Findings) -> None:
@@ -63,11 +92,16 @@ def _training(folder: Path, findings: Findings) -> None:
             findings.add("damaged", checkpoint, f"{error}; run the stage again, it goes back to an older one")
     done = folder / "done.json"
     if not done.exists():
+        findings.add("unfinished", folder, f"{folder} is not finished; run the stage again to go on with it")
         return
     findings.checked += 1
-    record = read_json(done)
+    try:
+        record = read_json(done)
+    except InputError as error:
+        findings.add("damaged", done, str(error))
+        return
     if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
-        findings.add("damaged", done, f"{done} is not readable; run the stage again")
+        findings.add("damaged", done, f"{done} is no record of a stage; delete it and run the stage again")
         return
     for name, expected in record["files"].items():
         path = folder / name

@@ -13,6 +13,7 @@ step (`maehpc.keys`).
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,14 +22,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from maehpc import files
+from maehpc.models import save_weights
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 MANIFEST = "manifest.json"
+
+_NAME = re.compile(r"step-\d+")
 
 
 class DamagedError(Exception):
@@ -44,9 +48,15 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
 
 
+def step_of(path: Path) -> int:
+    """The step in a checkpoint folder's name."""
+    return int(path.name.removeprefix("step-"))
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest step first."""
-    return sorted(folder.glob("step-[0-9]*"), key=lambda path: int(path.name.removeprefix("step-")))
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in found if _NAME.fullmatch(path.name)), key=step_of)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -69,21 +79,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _errno_in(message: str) -> int:
-    """The number in a message such as `No space left on device (os error 28)`; 0 where there is none."""
-    _, found, rest = message.partition("os error ")
-    digits = rest.split(")")[0]
-    return int(digits) if found and digits.isdigit() else 0
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:  # safetensors wraps the disk's refusal in an error of its own
-        raise OSError(_errno_in(str(error)), str(error)) from error
-    files.fsync_path(path)
-
-
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, digest: str, keep: int) -> Path:
     """Writes one checkpoint and removes all but the newest `keep`.
 
@@ -96,8 +91,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, digest: str, keep: int
     try:
         with files.writing(final):
             partial.mkdir()
-            _save_tensors(partial / MODEL, checkpoint.model)
-            _save_tensors(partial / OPTIMIZER, checkpoint.optimizer)
+        save_weights(partial / MODEL, checkpoint.model)
+        save_weights(partial / OPTIMIZER, checkpoint.optimizer)
         manifest = {
             "step": checkpoint.step,
             "digest": digest,
@@ -105,12 +100,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, digest: str, keep: int
         }
         files.write_json(partial / MANIFEST, manifest)
         if final.exists():  # only a damaged one can stand here: a whole one would have been resumed from
-            shutil.rmtree(final)
+            files.discard_folder(final)
         files.publish(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    # What lies above this step was refused when training resumed; it must not push out what is good.
+    until_now = [path for path in list_checkpoints(folder) if step_of(path) <= checkpoint.step]
+    for old in until_now[:-keep]:
+        files.discard_folder(old)
     return final
 
 

@@ -14,7 +14,7 @@ from maehpc.data import Task, epoch_order
 from maehpc.models import Classifier
 from maehpc.recipes import FinetuneSettings
 from maehpc.training.batches import Batches, micro_batches
-from maehpc.training.loop import TrainingTask
+from maehpc.training.loop import TrainingTask, diverged
 from maehpc.training.optim import build_optimizer, parameter_groups
 from maehpc.training.scores import classification_loss, correct, scores
 
@@ -135,12 +135,17 @@ class FinetuneTask(TrainingTask):
         return result
 
     def score(self, images: LabelledImages) -> dict[str, float | None]:
-        """Loss, accuracy and AUC over `images`."""
-        return scores(self.logits_of(images), images.labels, self._task)
+        """Loss, accuracy and AUC over `images`.
+
+        Raises:
+            RunError: a logit is not finite.
+        """
+        known = next((name for name, split in self._scored.items() if split is images), None)
+        logits = self.logits_of(images) if known is None else self._split_logits(known)
+        if not logits.isfinite().all():
+            raise diverged(f"the classifier's logits on the {known or 'test'} images are not finite")
+        return scores(logits, images.labels, self._task)
 
     def end_epoch(self, epoch: int) -> list[dict[str, Any]]:
         """Loss, accuracy and AUC on the training images and on the validation split."""
-        return [
-            {"split": name, **scores(self._split_logits(name), images.labels, self._task)}
-            for name, images in self._scored.items()
-        ]
+        return [{"split": name, **self.score(images)} for name, images in self._scored.items()]

@@ -16,14 +16,23 @@ from typing import IO, Any, Self
 from torch.utils.tensorboard import SummaryWriter
 
 from maehpc import files
+from maehpc.errors import RunError
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a log. A last line cut off by a kill is left out."""
+    """The records of a log, up to the first line that is none: a kill or a power failure left it."""
     if not path.is_file():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was never finished
-    return [json.loads(line) for line in lines]
+    records = []
+    for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline was never finished
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            break
+        records.append(record)
+    return records
 
 
 class MetricsLog:
@@ -34,12 +43,17 @@ class MetricsLog:
         step: optimizer steps that the resumed checkpoint holds; 0 for a fresh start.
 
     Raises:
-        RunError: the folder cannot be written.
+        RunError: the folder cannot be written, or the log does not reach up to the checkpoint.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         self._path = folder / "metrics.jsonl"
         kept = [record for record in read_metrics(self._path) if record["step"] <= step]
+        if step and (not kept or kept[-1]["step"] != step):
+            raise RunError(
+                f"{self._path} is damaged: it lacks records up to the checkpoint's step {step}; restore it, or delete "
+                f"{folder} to begin this stage anew"
+            )
         files.write_bytes(self._path, b"".join(files.canonical_json(record) + b"\n" for record in kept))
         with files.writing(self._path):
             self._metrics: IO[bytes] = self._path.open("ab")

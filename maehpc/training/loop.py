@@ -6,6 +6,7 @@ seed and the step's number, so resuming after step s needs the weights, the opti
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -69,6 +70,14 @@ class Loop:
     settings: PretrainSettings | FinetuneSettings
 
 
+def diverged(what: str) -> RunError:
+    """The sentence for training that has left the finite numbers."""
+    return RunError(
+        f"{what}; the last checkpoint, all finite, is kept: train under another --name with a lower optim.lr, with "
+        f"optim.clip_grad or with precision: fp32"
+    )
+
+
 def _clip(module: nn.Module, limit: float | None) -> Tensor:
     parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
     return nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
@@ -90,13 +99,9 @@ class _Pending:
         for step, rate, scalars in self.records:
             values = {name: float(value) for name, value in scalars.items()}
             for name in ("loss", "grad_norm"):
-                if values[name] != values[name] or values[name] in (float("inf"), float("-inf")):
+                if not math.isfinite(values[name]):
                     log.flush()
-                    what = name.replace("_", " ")
-                    raise RunError(
-                        f"step {step}: the {what} is {values[name]}; the last good checkpoint is kept: "
-                        f"lower optim.lr, set optim.clip_grad or use precision: fp32"
-                    )
+                    raise diverged(f"step {step}: the {name.replace('_', ' ')} is {values[name]}")
             log.write({"kind": "step", "step": step, "epoch": step / steps_per_epoch, "lr": rate, **values})
             last = values["loss"]
         self.records.clear()
@@ -133,6 +138,9 @@ def train(task: TrainingTask, loop: Loop, folder: Path, digest: str, owner: Owne
         log.flush()
         owner.still_owner()
         state = Checkpoint(step, dict(task.module.state_dict()), optimizer_tensors(task.optimizer))
+        for name, tensor in state.model.items():
+            if not tensor.isfinite().all():
+                raise diverged(f"step {step}: the weights {name} are not finite")
         save_checkpoint(checkpoints, state, digest, settings.checkpoint.keep)
 
     with MetricsLog(folder, first) as log, progress.bar(loop.label, total, first) as bar:

@@ -11,7 +11,7 @@ from torch import nn
 
 from maehpc.recipes import OptimSettings
 
-_TOKENS = ("cls_token", "mask_token", "reg_token", "dist_token", "pos_embed", "decoder_pos_embed")
+_TOKENS = ("cls_token", "mask_token", "reg_token", "dist_token", "pos_embed", "relative_position_bias_table")
 _STEM = (*_TOKENS, "patch_embed", "norm_pre")
 
 

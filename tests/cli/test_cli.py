@@ -100,6 +100,10 @@ def test_a_users_own_npz(run: Run, tiny: str, tmp_path: Path) -> None:
         (["--cluster", "absent"], ["absent", "debug"]),
         (["--methods", "voodoo"], ["explain.methods", "voodoo", "saliency"]),
         (["--name", "../elsewhere"], ["--name", "--results"]),
+        (["--name", "report"], ["--name report"]),
+        (["--name", "n" * 300], ["--name"]),
+        (["--set", "seed=2020-13-45"], ["seed", "YAML"]),
+        (["--set", "encoder.weights=~nobody-of-this-name/x.pth"], ["~nobody"]),
         (["--device", "tpu"], ["--device", "tpu"]),
         (["--device", "cuda"], ["cuda"]),
         (["--nosuchoption"], ["--nosuchoption"]),
@@ -173,6 +177,55 @@ def test_read_only_results_fail_before_computing(run: Run, tiny: str, tmp_path: 
         outcome = run("run", "pipeline", "--recipe", tiny, "--results", str(disk / "results"), "-q")
     assert (outcome.code, outcome.err.count("\n")) == (1, 1), outcome.err
     assert "read-only" in outcome.err
+
+
+def test_a_second_run_of_another_recipe_changes_nothing(run: Run, tiny: str, tmp_path: Path) -> None:
+    words = ["run", "pipeline", "--recipe", tiny, "--set", "pretrain.epochs=60"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "maehpc", *words, "-q"], cwd=tmp_path, stdout=subprocess.DEVNULL
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 100
+        while not (tmp_path / "results/tiny/pretrain/digits/metrics.jsonl").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        recipe = (tmp_path / "results/tiny/recipe.yaml").read_bytes()
+        refused = run(*words, "--set", "finetune.epochs=9", "-q")
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert "in use by a run of another recipe" in refused.err
+        busy = run(*words, "-q")
+        assert busy.code == 2
+        assert "is being written by process" in busy.err
+        assert (tmp_path / "results/tiny/recipe.yaml").read_bytes() == recipe
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_multi_label_data_end_to_end(run: Run, tiny: str, tmp_path: Path) -> None:
+    many = {
+        f"{split}_labels": (np.arange(36).reshape(12, 3) % 4 == 0).astype(np.uint8)
+        for split in ("train", "val", "test")
+    }
+    path = write_npz(tmp_path / "many.npz", **many)
+    words = ["run", "pipeline", "--recipe", tiny, "--datasets", str(path), "-q"]
+    refused = run(*words, "--set", "explain.target=label")
+    assert refused.code == 2
+    assert "explain.target" in refused.err
+    assert not (tmp_path / "results/tiny").exists()
+    done = run(*words, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["rows"][0]["images"] == 12
+
+
+def test_data_that_may_be_left_out(run: Run, tiny: str, tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "here.npz")
+    words = ["run", "pretrain", "--recipe", tiny, "--datasets", f"{path}?,absent.npz?"]
+    outcome = run(*words, "--set", "pretrain.batch_size=4")
+    assert outcome.code == 0, outcome.err
+    assert "left out: absent.npz" in outcome.err
+    assert Path("results/tiny/pretrain/here/done.json").is_file()
 
 
 def test_a_nan_loss_names_the_step(run: Run, tiny: str) -> None:

@@ -193,6 +193,19 @@ def test_half_precision_is_stored_or_refused():
         stored("saliency", 1e6 * maps, settings)
 
 
+def test_half_precision_that_would_lose_a_whole_map_is_refused():
+    settings = MapSettings(dtype="float16", channels="full")
+    faint = torch.cat([images(1), 1e-9 * images(1)])
+    with pytest.raises(RunError, match=r"float16 turns a saliency map.*zeros.*float32"):
+        stored("saliency", faint, settings)
+    assert not stored("saliency", torch.zeros_like(faint), settings).any()  # a map that is zero is stored as it is
+
+
+def test_a_perturbation_without_finite_numbers_is_no_zero_map():
+    with pytest.raises(RunError, match=r"of image 3, perturbation 0, are not finite"):
+        explain(vit(), sensitivity={"samples": 1, "radius": 1e38})
+
+
 def test_no_samples_leave_sensitivity_empty():
     explanation = explain(vit(), sensitivity={"samples": 0})
     assert explanation.flipped.shape == (6, 0)

@@ -48,9 +48,9 @@ def test_vit_base_is_the_default() -> None:
 
 
 def test_an_override_is_looked_up_in_the_stage_first_named() -> None:
-    recipe = load_recipe("pipeline/report", ["optim.lr=1e-3", "pretrain.epochs=3", "datasets=[a, b]"], "finetune")
+    recipe = load_recipe("pipeline/report", ["optim.lr=1e-3", "pretrain.epochs=300", "datasets=[a, b]"], "finetune")
     assert recipe.finetune.optim.lr == 1e-3
-    assert recipe.pretrain.epochs == 3
+    assert recipe.pretrain.epochs == 300
     assert recipe.datasets == ("a", "b")
 
 
@@ -80,6 +80,9 @@ def test_a_recipe_is_laid_over_an_experiment() -> None:
         ("explain: {methods: [saliency, voodoo]}", ["explain.methods", "voodoo", "gradcam"]),
         ("encoder: {name: vit-giant}", ["vit-giant", "vit-huge"]),
         ("encoder: {width: 100, heads: 3}", ["width 100", "heads 3"]),
+        ("pretrain: {epochs: 5, optim: {base_lr: 1, warmup_epochs: 5}}", ["pretrain", "warmup_epochs 5", "5 epochs"]),
+        ("seed: 2020-13-45", ["not YAML"]),
+        ("[" * 5000, ["not YAML"]),
         ("finetune: {layer_decay: 0.5}", ["layer_decay", "freeze: false"]),
         ("include: [pretrain/nothing]", ["pretrain/nothing", "pretrain/vit-base"]),
         ("include: 3", ["include"]),
@@ -99,17 +102,30 @@ def test_wrong_recipes_are_told_in_one_sentence(text: str, words: list[str], tmp
         assert word in message
 
 
-def test_a_recipe_that_includes_itself_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["loop.yaml", "../{}/loop.yaml"])
+def test_a_recipe_that_includes_itself_is_refused(way: str, tmp_path: Path) -> None:
     path = tmp_path / "loop.yaml"
-    path.write_text("include: [loop.yaml]")
+    path.write_text(f"include: [{way.format(tmp_path.name)}]")
     with pytest.raises(InputError, match="includes itself"):
         load_recipe(str(path))
 
 
-@pytest.mark.parametrize("override", ["optim.lr", "=3", "speed=3", "finetune.optim.lr=[", "finetune.optim=3"])
+@pytest.mark.parametrize(
+    "override", ["optim.lr", "=3", "speed=3", "seed=2020-13-45", "finetune.optim.lr=[", "finetune.optim=3"]
+)
 def test_wrong_overrides_are_told(override: str) -> None:
     with pytest.raises(InputError):
         load_recipe(None, [override])
+
+
+def test_a_rate_given_by_hand_wins_over_the_scaled_one() -> None:
+    optim = load_recipe("pretrain/vit-base", ["optim.lr=1e-3"], "pretrain").pretrain.optim
+    assert optim.peak_lr(4096) == 1e-3
+
+
+def test_the_reference_decays_tokens_and_so_do_the_published_recipes() -> None:
+    for name in ("base", "large", "huge"):
+        assert load_recipe(f"pretrain/vit-{name}").pretrain.optim.decay_tokens
 
 
 def test_deeplift_is_stored_under_its_full_name() -> None:

@@ -27,14 +27,16 @@ from maehpc.stages.context import Context
 from maehpc.stages.explain import explain, load_classifier
 from maehpc.stages.finetune import finetune
 from maehpc.stages.pipeline import run_stages, stages_of
+from maehpc.stages.preflight import check
+from maehpc.stages.provenance import recorded_threads
 from maehpc.stages.verify import verify_results
 
 CHAIN = ["pretrain", "finetune", "explain"]
 
 
 def pipeline(context: Context) -> None:
-    begin(context, ["run", "pipeline"])
-    run_stages(context, CHAIN)
+    with begin(context, ["run", "pipeline"], CHAIN):
+        run_stages(context, CHAIN)
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -234,8 +236,78 @@ def test_begin_refuses_a_recipe_that_contradicts_the_experiment(finished: Contex
     other = copy_of(finished, tmp_path, "finetune.epochs=4")
     before = tree(other.experiment.root)
     with pytest.raises(InputError, match=r"finetune.epochs was 3 and is 4 now.*--name"):
-        begin(other, [])
+        begin(other, [], CHAIN).__enter__()
     assert tree(other.experiment.root) == before
+
+
+def test_a_live_run_keeps_its_recipe(tmp_path: Path) -> None:
+    live = tiny_context(tmp_path)
+    with begin(live, [], CHAIN):
+        before = tree(live.experiment.root)
+        for overrides in (("finetune.epochs=9",), ("explain.sensitivity.radius=0.5", "finetune.representation=mean")):
+            with pytest.raises(InputError, match="in use by a run of another recipe"):
+                begin(tiny_context(tmp_path, *overrides), [], CHAIN).__enter__()
+        assert tree(live.experiment.root) == before
+        with begin(tiny_context(tmp_path), [], CHAIN):  # the same recipe, twice at once
+            pass
+    with begin(tiny_context(tmp_path, "finetune.epochs=9"), [], CHAIN):
+        assert read_recipe(live.experiment.recipe).finetune.epochs == 9
+
+
+def test_results_without_a_recipe_are_not_begun_anew(finished: Context, tmp_path: Path) -> None:
+    orphan = copy_of(finished, tmp_path)
+    orphan.experiment.recipe.unlink()
+    with pytest.raises(InputError, match=r"no recipe\.yaml"):
+        begin(orphan, [], CHAIN).__enter__()
+
+
+def test_a_classifier_is_explained_as_it_was_finetuned(finished: Context, tmp_path: Path) -> None:
+    for override in ("finetune.representation=mean", "finetune.adapter.activation=gelu"):
+        other = copy_of(finished, tmp_path / override, override)
+        shutil.rmtree(other.experiment.maps("digits"))
+        shutil.rmtree(other.experiment.ledger("digits"))
+        with pytest.raises(InputError, match=r"classifier of another recipe \(finetune"):
+            explain(other, "digits")
+
+
+def test_sensitivity_can_be_left_out(finished: Context, tmp_path: Path) -> None:
+    plain = copy_of(finished, tmp_path, "explain.sensitivity.samples=0")
+    shutil.rmtree(plain.experiment.maps("digits"))
+    shutil.rmtree(plain.experiment.ledger("digits"))
+    explain(plain, "digits")
+    store = zarr.open_group(str(plain.experiment.maps("digits")), mode="r")
+    assert {"saliency", "gradcam", "deeplift-captum"} <= set(store.array_keys())
+    assert not [name for name in store.array_keys() if "sensitivity" in name or name == "flipped"]
+
+
+def test_verify_names_damaged_packs_and_what_nothing_vouches_for(finished: Context, tmp_path: Path) -> None:
+    broken = copy_of(finished, tmp_path)
+    (pack,) = broken.packs.glob("*.h5")
+    damage_flip(pack)
+    (broken.experiment.stage("finetune", "digits") / "done.json").unlink()
+    (broken.experiment.ledger("digits") / "store.json").unlink()
+    broken.experiment.provenance.write_text("{")
+    problems = {Path(problem["path"]).name: problem["kind"] for problem in verify_results(tmp_path).problems}
+    assert problems == {
+        pack.name: "damaged",
+        "digits": "unfinished",
+        "digits.zarr": "unrecorded",
+        "provenance.json": "damaged",
+    }
+
+
+def test_stages_out_of_order_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for stages, missing in ((["finetune"], "pretrain"), (["explain"], "finetune")):
+        with pytest.raises(InputError, match=f"no finished {missing}; run `maehpc run {missing}"):
+            check(tiny_context(tmp_path), stages)
+    with pytest.raises(InputError, match=r"encoder\.weights is scratch"):
+        check(tiny_context(tmp_path, "encoder.weights=scratch"), ["pretrain"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_later_runs_use_as_many_threads_as_the_first(finished: Context) -> None:
+    assert recorded_threads(finished.experiment.provenance) == torch.get_num_threads()
+    assert recorded_threads(finished.experiment.root / "absent.json") is None
 
 
 def test_checkpoint_frequency_and_more_data_sets_are_no_contradiction(finished: Context) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from maehpc.errors import RunError
 from maehpc.training.log import MetricsLog, read_metrics
 
 
@@ -36,6 +38,13 @@ def test_a_line_cut_off_is_left_out(tmp_path: Path) -> None:
     path.write_text('{"step":1}\n{"step":2')
     assert read_metrics(path) == [{"step": 1}]
     assert read_metrics(tmp_path / "absent.jsonl") == []
+
+
+def test_a_log_that_does_not_reach_its_checkpoint_is_told(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"kind":"step","step":1}\n\0\0\0\0\n{"kind":"step","step":3}\n')
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+    with pytest.raises(RunError, match=r"metrics.jsonl is damaged.*step 3"):
+        MetricsLog(tmp_path, 3)
 
 
 def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:

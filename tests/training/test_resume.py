@@ -99,12 +99,38 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(t
 
 def test_another_recipe_in_the_same_folder_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     pretrain(tiny_context(tmp_path), "digits")
-    before = {path: path.read_bytes() for path in (tmp_path / "tiny/pretrain").rglob("*.json*")}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=r"pretrain.mask_ratio was 0.75 and is 0.5 now.*--name"):
         pretrain(tiny_context(tmp_path, "pretrain.mask_ratio=0.5"), "digits")
-    after = {path: path.read_bytes() for path in (tmp_path / "tiny/pretrain").rglob("*.json*")}
-    assert {path for path in after if path not in before} == {tmp_path / "tiny/pretrain/digits/attempts/0002.json"}
-    assert all(after[path] == data for path, data in before.items())
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_finetuning_that_diverges_is_told_and_no_scores_are_made(tmp_path: Path) -> None:
+    overrides = ("encoder.weights=scratch", "finetune.optim.lr=1e30", "finetune.optim.name=sgd", "finetune.epochs=1")
+    context = tiny_context(tmp_path, *overrides, "finetune.batch_size=100")
+    with pytest.raises(RunError, match=r"not finite|is (nan|inf).*--name"):
+        finetune(context, "digits")  # the one step's own loss is finite; what it leaves is not
+    assert not (context.experiment.stage("finetune", "digits") / "done.json").exists()
+    assert list_checkpoints(context.experiment.stage("finetune", "digits") / "checkpoints") == []
+
+
+def test_pretraining_goes_on_from_a_file(tmp_path: Path) -> None:
+    first = tiny_context(tmp_path, name="first")
+    pretrain(first, "digits")
+    folder = first.experiment.stage("pretrain", "digits")
+    losses = {}
+    for name, weights in (
+        ("anew", "null"),
+        ("whole", folder / "mae.safetensors"),
+        ("half", folder / "encoder.safetensors"),
+    ):
+        context = tiny_context(tmp_path, f"pretrain.weights={weights}", "seed=1", name=name)
+        pretrain(context, "digits")
+        losses[name] = read_metrics(context.experiment.stage("pretrain", "digits") / "metrics.jsonl")[0]["loss"]
+    trained = read_metrics(folder / "metrics.jsonl")[-1]["loss"]
+    assert losses["whole"] == pytest.approx(trained, rel=0.1)
+    assert losses["whole"] < losses["anew"]
+    assert losses["half"] != losses["anew"]
 
 
 def test_accumulation_gives_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ MUTED = "#666666"
 _STYLE = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs on every machine
     "font.size": 8.0,
+    "text.parse_math": False,  # a $ in the name of a class is a $
     "axes.titlesize": 8.5,
     "axes.labelsize": 8.0,
     "axes.linewidth": 0.6,
