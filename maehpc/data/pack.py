@@ -2,8 +2,10 @@
 
 NAME.h5
   attributes   format, name, title, task, classes, mean, std, grey_mean, grey_std, source, fingerprint, digest
-  train/       images uint8 [N, H, W, C], one image a chunk;  labels int64 [N] or [N, K]
+  train/       images uint8 [N, H, W, C], one image a chunk;  labels int64 [N] or [N, K], one chunk
   val/ test/   the same
+
+Every chunk carries a Fletcher-32 checksum, so a damaged image cannot be read as if it were whole.
 """
 
 from __future__ import annotations
@@ -21,15 +23,18 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from maehpc.data.blocks import blocks
 from maehpc.data.catalogue import SPLITS, SplitName, Task
 from maehpc.data.sources.raw import Images, Labels, one_line
 from maehpc.errors import InputError
 
-FORMAT = 1
-BLOCK_BYTES = 8 << 20
-"""Images are hashed and written in blocks of about this size."""
+FORMAT = 2
 
 _REMEDY = "delete it and run the command again"
+
+
+class OlderFormatError(InputError):
+    """A pack was written by an earlier version; its source gives it anew."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class PackInfo:
         grey_mean: mean of the train split's pixels averaged over channels.
         grey_std: their standard deviation.
         source: where the images came from, in words.
-        fingerprint: digest of the source's bytes, where it had one.
+        fingerprint: of the source, where it had one.
     """
 
     name: str
@@ -86,12 +91,6 @@ class ArrayDigest:
         return self._hash.hexdigest()
 
 
-def blocks(count: int, image_bytes: int) -> Iterator[slice]:
-    """Consecutive slices of `count` images, about `BLOCK_BYTES` each."""
-    step = max(1, BLOCK_BYTES // image_bytes)
-    return (slice(start, min(start + step, count)) for start in range(0, count, step))
-
-
 class Pack:
     """A pack opened for reading; the file is opened once a process, so a pack may be forked or pickled."""
 
@@ -99,13 +98,16 @@ class Pack:
         """Opens the pack and reads what it holds.
 
         Raises:
-            InputError: the file is absent, unreadable, not a pack, damaged, or of another version.
+            OlderFormatError: it was written by an earlier version.
+            InputError: the file is absent, unreadable, not a pack, damaged, or of a later version.
         """
         self.path = path
         self._file: h5py.File | None = None
         self._process = 0
+        self._digest: bytes | None = None
         try:
             self.info = self._read_info()
+            self._digest = self.info.digest.encode()
         except InputError:
             self.close()
             raise
@@ -139,6 +141,9 @@ class Pack:
             except OSError as error:
                 raise self._damaged(one_line(error)) from error
             self._process = os.getpid()
+            if self._digest not in (None, self._file.attrs.get("digest")):
+                self.close()
+                raise InputError(f"{self.path} was packed anew from other images meanwhile; run the command again")
         return self._file
 
     @contextmanager
@@ -156,8 +161,13 @@ class Pack:
         with self._reading():
             handle = self._opened()
             attributes = dict(handle.attrs)
-            if attributes.get("format") != FORMAT:
-                raise InputError(f"{self.path} has pack format {attributes.get('format')}, not {FORMAT}; {_REMEDY}")
+            found = attributes.get("format")
+            if found in range(1, FORMAT):
+                raise OlderFormatError(
+                    f"{self.path} has pack format {found}, not {FORMAT}; run `maehpc data pack` where its source is"
+                )
+            if found != FORMAT:
+                raise InputError(f"{self.path} has pack format {found}, not {FORMAT}; {_REMEDY}")
             shape = handle["train"]["images"].shape[1:]
             counts: dict[SplitName, int] = {}
             for split in SPLITS:

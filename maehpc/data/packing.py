@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from maehpc import files
 from maehpc.data.catalogue import SPLITS, SplitName
-from maehpc.data.pack import FORMAT, ArrayDigest, blocks
-from maehpc.data.sources.raw import Images, RawSplits
+from maehpc.data.pack import FORMAT, ArrayDigest
+from maehpc.data.sources.raw import Images, ImageStream, RawSplits
 from maehpc.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ class _Statistics:
         return self._moments(self._sums)
 
 
-def _checked(raw: RawSplits, split: SplitName, shape: tuple[int, ...] | None) -> Images:
+def _checked(raw: RawSplits, split: SplitName, shape: tuple[int, ...] | None) -> ImageStream:
     """One split's images, held to its labels and to the other splits."""
     images, labels = raw.images(split), raw.labels[split]
-    if len(images) != len(labels):
+    if images.shape[0] != len(labels):
         raise InputError(
-            f"{raw.description}: {split} has {len(images)} images but {len(labels)} labels; give one label an image"
+            f"{raw.description}: {split} has {images.shape[0]} images but {len(labels)} labels; give one label an image"
         )
     if shape is not None and images.shape[1:] != shape:
         raise InputError(
@@ -103,20 +103,22 @@ def _write(handle: h5py.File, raw: RawSplits, sink: _Sink) -> None:
         images, labels = _checked(raw, split, shape), raw.labels[split]
         shape = images.shape[1:]
         group = handle.create_group(split)
-        stored = group.create_dataset("images", images.shape, np.uint8, chunks=(1, *shape))
-        digest.begin(f"{split}/images", images.shape, images.dtype)
+        stored = group.create_dataset("images", images.shape, np.uint8, chunks=(1, *shape), fletcher32=True)
+        digest.begin(f"{split}/images", images.shape, stored.dtype)
         statistics = _Statistics(shape[2])
-        for part in blocks(len(images), int(np.prod(shape))):
-            block = np.ascontiguousarray(images[part])
-            stored[part] = block
+        written = 0
+        for block in images.blocks:
+            stored[written : written + len(block)] = block
             sink.check()
+            written += len(block)
             digest.update(block)
             if split == "train":
                 statistics.update(block)
+        assert written == images.shape[0]
         if split == "train":
             handle.attrs["mean"], handle.attrs["std"] = statistics.channels()
             handle.attrs["grey_mean"], handle.attrs["grey_std"] = statistics.grey()
-        group.create_dataset("labels", data=labels)
+        group.create_dataset("labels", data=labels, chunks=labels.shape, fletcher32=True)
         digest.begin(f"{split}/labels", labels.shape, labels.dtype)
         digest.update(labels)
     text = {"name": raw.name, "title": raw.title, "task": raw.task, "source": raw.description}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from maehpc.data.catalogue import Entry, catalogue
-from maehpc.data.pack import Pack
+from maehpc.data.pack import OlderFormatError, Pack
 from maehpc.data.packing import write_pack
 from maehpc.data.sources import Source, catalogue_source, open_source
 
@@ -17,9 +17,10 @@ def _pack_path(source: Source, packs: Path) -> Path:
 
 
 def prepare(dataset: str, source_size: int, packs: Path) -> Pack:
-    """The pack of a data set: the one in `packs`, or a new one where there is none or its source has changed.
+    """The pack of a data set: the one in `packs`, or a new one where there is none or it came from something else.
 
-    A pack whose source has gone serves as it is.
+    The pack of a catalogue set serves without its source. A set given by its path must be there: its bytes, not its
+    name, tell whether a pack was made from it.
 
     Args:
         dataset: a catalogue name, the path of an .npz file in MedMNIST's layout, or a folder of images.
@@ -33,10 +34,16 @@ def prepare(dataset: str, source_size: int, packs: Path) -> Pack:
     source = open_source(dataset, source_size)
     path = _pack_path(source, packs)
     if path.is_file():
-        pack = Pack(path)
-        if source.fingerprint() in (None, pack.info.fingerprint):
-            return pack
-        pack.close()
+        expected = source.fingerprint()
+        try:
+            pack = Pack(path)
+        except OlderFormatError:
+            if source.where() is None:
+                raise
+        else:
+            if (pack.info.name, pack.info.fingerprint) == (source.name, expected):
+                return pack
+            pack.close()
     write_pack(path, source.read())
     return Pack(path)
 

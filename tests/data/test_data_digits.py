@@ -34,3 +34,9 @@ def test_splits_are_stratified_and_fixed(tmp_path: Path):
             assert np.abs(numbers - shares * count).max() < 1.5
         # The split is part of every published number on digits: it must not move.
         assert pack.info.digest == "c6302aa751fffe0f62d055fdd3534f9d0589d6718358b38ab65d5bd78d0a507e"
+
+
+def test_a_limited_run_sees_every_digit(tmp_path: Path):
+    with prepare("digits", 28, tmp_path) as pack:
+        for split in pack.info.counts:
+            assert np.bincount(pack.labels(split)[:40], minlength=10).min() >= 2

@@ -60,6 +60,53 @@ def test_a_folder_of_classes_is_split_by_class(tmp_path: Path):
     assert again.info.digest == pack.info.digest
 
 
+@pytest.mark.parametrize("presplit", [False, True])
+def test_every_beginning_of_a_split_mixes_the_classes(tmp_path: Path, presplit: bool):
+    """A run limited to the first images of a split must not see the first classes alone."""
+    counts = {"a": 60, "b": 30, "c": 30}
+    for top in ("train", "val", "test") if presplit else (".",):
+        for label, count in counts.items():
+            for index in range(count):
+                save(tmp_path / "own" / top / label / f"{index:02d}.png", (4, 4), index)
+    with prepare(str(tmp_path / "own"), 4, tmp_path / "packs") as pack:
+        assert "order that mixes the classes" in pack.info.source
+        for split, count in pack.info.counts.items():
+            labels = pack.labels(split)
+            for first in range(4, count + 1, 4):
+                numbers = np.bincount(labels[:first], minlength=3)
+                assert np.abs(numbers - first * np.array([0.5, 0.25, 0.25])).max() <= 2
+            for label in range(3):
+                values = pack.images(split)[labels == label, 0, 0, 0]
+                assert len(values) < 6 or list(values) != sorted(values), "a shuffle within each class too"
+    again = prepare(str(tmp_path / "own"), 4, tmp_path / "packs-2")
+    assert again.info == pack.info
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_turned_upright(tmp_path: Path, orientation: int):
+    upright = RNG.integers(0, 256, (12, 12), dtype=np.uint8)
+    # How a camera held so stores the scene (EXIF 2.32, tag 274), the inverse of what a viewer does.
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[274] = orientation
+    for split in ("train", "val", "test"):
+        for label in "ab":
+            save(tmp_path / "own" / split / label / "x.png", (12, 12))
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "own" / "train" / "a" / "x.png", exif=exif)
+    with prepare(str(tmp_path / "own"), 12, tmp_path / "packs") as pack:
+        image = pack.images("train")[list(pack.labels("train")).index(0), :, :, 0]
+    np.testing.assert_array_equal(image, upright)
+
+
 def test_kinds_of_images(tmp_path: Path):
     root = tmp_path / "kinds"
     for split in ("train", "val", "test"):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +141,38 @@ def test_a_bare_array_and_an_absent_file_are_told(tmp_path: Path):
         prepare(str(path), 28, tmp_path)
     with pytest.raises(InputError, match=r"gone.npz does not exist"):
         prepare(str(tmp_path / "gone.npz"), 28, tmp_path)
+
+
+def test_arrays_in_fortran_order(arrays, save_npz, tmp_path: Path):
+    with prepare(str(save_npz(arrays)), 28, tmp_path / "c") as pack:
+        digest = pack.info.digest
+    turned = {name: np.asfortranarray(array) for name, array in arrays.items()}
+    assert np.isfortran(turned["train_images"])
+    with prepare(str(save_npz(turned)), 28, tmp_path / "fortran") as pack:
+        assert pack.info.digest == digest
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_every_version_of_npy(arrays, tmp_path: Path, version: tuple[int, int]):
+    path = tmp_path / "own.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array, version=version)
+    with prepare(str(path), 28, tmp_path / "packs") as pack:
+        np.testing.assert_array_equal(pack.images("train"), arrays["train_images"])
+
+
+@pytest.mark.parametrize("array", ["train_images", "train_labels"])
+def test_a_header_that_claims_more_than_there_is_asks_for_no_memory(arrays, tmp_path: Path, array: str):
+    path = tmp_path / "own.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, values in arrays.items():
+            buffer = io.BytesIO()
+            np.save(buffer, values)
+            data = buffer.getvalue()
+            if name == array:
+                data = data.replace(b"(30,", b"(30000000000000,").replace(b" " * 12 + b"\n", b"\n")
+            archive.writestr(f"{name}.npy", data)
+    with pytest.raises(InputError, match=rf"own.npz: {array} cannot be read \(its header does not fit its size\)"):
+        prepare(str(path), 28, tmp_path / "packs")

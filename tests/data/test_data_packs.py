@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from maehpc.data import Pack, prepare
-from maehpc.data import pack as pack_module
+from maehpc.data import Pack, SplitName, prepare
+from maehpc.data import blocks as blocks_module
+from maehpc.data.pack import FORMAT
 from maehpc.data.packing import write_pack
 from maehpc.data.sources import RawSplits
+from maehpc.data.sources.raw import Images, in_memory
 from maehpc.errors import InputError, RunError
 
 
@@ -34,16 +37,20 @@ def raw_splits(shape=(6, 5, 3), counts=(30, 6, 9), classes=3, labels=None, seed=
         "task": "multi-class",
         "classes": tuple(f"klasse {index} ß" for index in range(classes)),
         "labels": labels or {split: np.arange(count, dtype=np.int64) % classes for split, count in splits.items()},
-        "images": images.__getitem__,
+        "images": lambda split: in_memory(images[split]),
         "description": "drawn by a test",
     }
     return RawSplits(**{**fields, **changes})
 
 
+def pixels(raw: RawSplits, split: SplitName) -> Images:
+    return np.concatenate(list(raw.images(split).blocks))
+
+
 def naive_digest(raw: RawSplits) -> str:
     whole = b""
     for split in ("train", "val", "test"):
-        for name, array in (("images", raw.images(split)), ("labels", raw.labels[split])):
+        for name, array in (("images", pixels(raw, split)), ("labels", raw.labels[split])):
             shape = ",".join(str(side) for side in array.shape)
             whole += f"{split}/{name} {shape} {array.dtype.str}\n".encode() + array.tobytes()
     return hashlib.sha256(whole).hexdigest()
@@ -57,7 +64,7 @@ def naive_digest(raw: RawSplits) -> str:
 )
 def test_round_trip_of_any_shape(tmp_path: Path, monkeypatch, shape, counts, block):
     with monkeypatch.context() as patch:
-        patch.setattr(pack_module, "BLOCK_BYTES", block)
+        patch.setattr(blocks_module, "BLOCK_BYTES", block)
         raw = raw_splits(shape, counts)
         path = tmp_path / "toy.h5"
         write_pack(path, raw)
@@ -69,9 +76,9 @@ def test_round_trip_of_any_shape(tmp_path: Path, monkeypatch, shape, counts, blo
             assert pack.info.classes == raw.classes
             assert (pack.info.source, pack.info.fingerprint) == ("drawn by a test", None)
             for split in ("train", "val", "test"):
-                np.testing.assert_array_equal(pack.images(split), raw.images(split))
+                np.testing.assert_array_equal(pack.images(split), pixels(raw, split))
                 np.testing.assert_array_equal(pack.labels(split), raw.labels[split])
-            train = raw.images("train").astype(np.float64) / 255
+            train = pixels(raw, "train").astype(np.float64) / 255
             np.testing.assert_allclose(pack.info.mean, train.mean(axis=(0, 1, 2)), rtol=1e-12)
             np.testing.assert_allclose(pack.info.std, train.std(axis=(0, 1, 2)), rtol=1e-9, atol=1e-12)
             grey = train.mean(axis=3)
@@ -86,6 +93,7 @@ def test_one_image_is_one_chunk_of_uint8(tmp_path: Path):
             assert handle[split]["images"].chunks == (1, 6, 5, 3)
             assert handle[split]["images"].dtype == np.uint8
             assert handle[split]["labels"].dtype == np.int64
+            assert handle[split]["images"].fletcher32 and handle[split]["labels"].fletcher32
 
 
 def test_images_come_in_the_order_asked_for(tmp_path: Path):
@@ -93,8 +101,8 @@ def test_images_come_in_the_order_asked_for(tmp_path: Path):
     write_pack(tmp_path / "toy.h5", raw)
     with Pack(tmp_path / "toy.h5") as pack:
         indices = np.array([7, 3, 29, 3, 0])
-        np.testing.assert_array_equal(pack.images("train", indices), raw.images("train")[indices])
-        np.testing.assert_array_equal(pack.images("train", slice(4, 9)), raw.images("train")[4:9])
+        np.testing.assert_array_equal(pack.images("train", indices), pixels(raw, "train")[indices])
+        np.testing.assert_array_equal(pack.images("train", slice(4, 9)), pixels(raw, "train")[4:9])
         assert pack.images("train", np.array([], dtype=np.int64)).shape == (0, 6, 5, 3)
         for outside in (-1, 30):
             with pytest.raises(IndexError, match="train holds images 0 to 29"):
@@ -144,14 +152,35 @@ def test_every_flipped_byte_is_noticed_or_changes_nothing(tmp_path: Path):
         path.write_bytes(data[:offset] + bytes([data[offset] ^ 0x04]) + data[offset + 1 :])
         try:
             with Pack(path) as pack:
-                pack.verify()
-                assert pack.info == info
+                assert (pack.info, len(pack.info.classes)) == (info, 3)
                 for split in ("train", "val", "test"):
-                    np.testing.assert_array_equal(pack.images(split), raw.images(split))
+                    np.testing.assert_array_equal(pack.images(split), pixels(raw, split))
+                    np.testing.assert_array_equal(pack.labels(split), raw.labels[split])
         except InputError as error:
             assert str(path) in str(error)
+            assert "\n" not in str(error)
             told += 1
     assert told > 20
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_flipped_byte_of_any_image_or_label_cannot_be_read(tmp_path: Path, streamed: bool):
+    path = tmp_path / "toy.h5"
+    raw = raw_splits(shape=(5, 3, 1), counts=(6, 2, 2))
+    write_pack(path, raw)
+    data = path.read_bytes()
+    images, labels = pixels(raw, "train")[4].tobytes(), raw.labels["train"].tobytes()
+    for found, chunk in ((data.index(images), images), (data.index(labels), labels)):
+        for offset in range(found, found + len(chunk)):
+            path.write_bytes(data[:offset] + bytes([data[offset] ^ 0x20]) + data[offset + 1 :])
+            with (
+                Pack(path) as pack,
+                pytest.raises(InputError, match=r"toy.h5 is no whole pack .*filter returned failure"),
+            ):
+                if chunk is labels:
+                    pack.labels("train")
+                else:
+                    pack.images("train", np.array([4]) if streamed else None)
 
 
 def test_a_changed_image_and_a_changed_label_fail_verification(tmp_path: Path):
@@ -183,7 +212,7 @@ def test_other_files_are_told(tmp_path: Path):
         Pack(path)
     with h5py.File(path, "w") as handle:
         handle["x"] = 1
-    with pytest.raises(InputError, match="format None, not 1"):
+    with pytest.raises(InputError, match="format None, not 2"):
         Pack(path)
     write_pack(path, raw_splits())
     with h5py.File(path, "r+") as handle:
@@ -222,13 +251,13 @@ def test_unreadable_files_are_told(arrays, save_npz, tmp_path: Path):
     source.chmod(0)
     with pytest.raises(RunError, match=r"cannot read .*own.npz: permission is denied"):
         prepare(str(source), 28, tmp_path / "packs")
-    source.unlink()
+    source.chmod(0o600)
     pack.path.chmod(0)
-    with pytest.raises(InputError, match=r"cannot read .*own.h5: permission is denied"):
+    with pytest.raises(InputError, match=r"cannot read .*own-npz.h5: permission is denied"):
         prepare(str(source), 28, tmp_path / "packs")
 
 
-def test_a_changed_source_is_packed_again_and_a_lost_one_is_not_needed(arrays, save_npz, tmp_path: Path):
+def test_a_changed_source_is_packed_again(arrays, save_npz, tmp_path: Path):
     packs = tmp_path / "packs"
     source = save_npz(arrays)
     first = prepare(str(source), 28, packs)
@@ -238,10 +267,90 @@ def test_a_changed_source_is_packed_again_and_a_lost_one_is_not_needed(arrays, s
     save_npz(arrays)
     second = prepare(str(source), 28, packs)
     assert second.info.digest != first.info.digest
-    # The older pack stays readable for whoever still has it open.
+    # The older pack stays readable for whoever still has it open, but is never taken for the one that replaced it.
     first.verify()
-    source.unlink()
-    assert prepare(str(source), 28, packs).info == second.info
+    first.close()
+    with pytest.raises(InputError, match=r"own-npz.h5 was packed anew from other images"):
+        first.labels("train")
+
+
+def image_folder(root: Path, value: int) -> Path:
+    for label in "ab":
+        for index in range(5):
+            (root / label).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), value + index).save(root / label / f"{index}.png")
+    return root
+
+
+def test_a_path_that_does_not_exist_is_never_served_by_a_pack_of_its_name(arrays, save_npz, tmp_path: Path):
+    packs = tmp_path / "packs"
+    file, folder = save_npz(arrays), image_folder(tmp_path / "scans", 10)
+    for source, absent in ((file, tmp_path / "elsewhere" / "own.npz"), (folder, tmp_path / "elsewhere" / "scans")):
+        pack = prepare(str(source), 28, packs)
+        before = pack.path.read_bytes()
+        with pytest.raises(InputError, match=rf"{absent} does not exist"):
+            prepare(str(absent), 28, packs)
+        source.rename(source.with_name(f"unmounted-{source.name}"))
+        with pytest.raises(InputError, match=rf"{source} does not exist"):
+            prepare(str(source), 28, packs)
+        assert pack.path.read_bytes() == before
+
+
+def test_paths_of_one_name_never_serve_each_other_s_pack(arrays, save_npz, tmp_path: Path):
+    packs = tmp_path / "packs"
+    (tmp_path / "b").mkdir()
+    files = {save_npz(arrays): arrays["test_images"].copy()}
+    arrays["test_images"] = 255 - arrays["test_images"]
+    files[save_npz(arrays, "b/own.npz")] = arrays["test_images"]
+    folders = {image_folder(tmp_path / name / "scans", value): value for name, value in (("a", 10), ("b", 100))}
+    for _ in range(2):
+        for path, expected in files.items():
+            with prepare(str(path), 28, packs) as pack:
+                np.testing.assert_array_equal(pack.images("test"), expected)
+        for path, value in folders.items():
+            with prepare(str(path), 28, packs) as pack:
+                assert value <= pack.images("test").min() <= pack.images("test").max() < value + 5
+
+
+def test_a_user_s_pack_is_never_served_as_a_catalogue_set(arrays, save_npz, tmp_path: Path):
+    packs = tmp_path / "packs"
+    with prepare(str(save_npz(arrays, "digits-8.npz")), 28, packs) as own:
+        pass
+    with prepare("digits", 28, packs) as digits:
+        assert (digits.info.name, digits.path != own.path) == ("digits", True)
+    for name in ("digits-8", "retinamnist-28"):
+        shutil.copy(own.path, packs / f"{name}.h5")
+    with prepare("digits", 28, packs) as again:
+        assert again.info == digits.info
+    with pytest.raises(InputError, match=r"retinamnist needs retinamnist.npz, which was not found"):
+        prepare("retinamnist", 28, packs)
+
+
+def set_format(path: Path, number: int) -> None:
+    with h5py.File(path, "r+") as handle:
+        handle.attrs["format"] = number
+
+
+def test_a_pack_of_an_older_format_is_packed_again_where_its_source_is(arrays, save_npz, tmp_path: Path):
+    packs = tmp_path / "packs"
+    for dataset in ("digits", str(save_npz(arrays))):
+        pack = prepare(dataset, 28, packs)
+        pack.close()
+        set_format(pack.path, FORMAT - 1)
+        with prepare(dataset, 28, packs) as again:
+            assert again.info == pack.info
+            again.verify()
+        set_format(pack.path, FORMAT + 1)
+        with pytest.raises(InputError, match=rf"h5 has pack format {FORMAT + 1}, not {FORMAT}; delete it"):
+            prepare(dataset, 28, packs)
+    lost = packs / "retinamnist-28.h5"
+    shutil.copy(pack.path, lost)
+    set_format(lost, FORMAT - 1)
+    with pytest.raises(
+        InputError, match=rf"format {FORMAT - 1}, not {FORMAT}; run `maehpc data pack` where its source"
+    ):
+        prepare("retinamnist", 28, packs)
+    assert lost.is_file()
 
 
 def test_a_killed_packing_leaves_nothing_half_made(tmp_path: Path):

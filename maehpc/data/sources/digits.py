@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from maehpc.data.catalogue import Entry
-from maehpc.data.sources.raw import RawSplits
+from maehpc.data.sources.raw import RawSplits, in_memory
 from maehpc.data.subset import stratified_order
 
 
@@ -33,7 +33,7 @@ class DigitsSource:
         return "inside scikit-learn"
 
     def fingerprint(self) -> str | None:
-        """None: the scans do not change."""
+        """None: the scans are part of scikit-learn."""
         return None
 
     def read(self) -> RawSplits:
@@ -51,6 +51,6 @@ class DigitsSource:
             task=self.entry.task,
             classes=self.entry.classes,
             labels={split: labels[indices] for split, indices in chosen.items()},
-            images=lambda split: images[chosen[split]],
+            images=lambda split: in_memory(images[chosen[split]]),
             description="scikit-learn's load_digits, fixed stratified split",
         )

@@ -1,7 +1,13 @@
-"""Folders of image files: ROOT/{train,val,test}/CLASS/FILE, or ROOT/CLASS/FILE, which is then split here."""
+"""Folders of image files: ROOT/{train,val,test}/CLASS/FILE, or ROOT/CLASS/FILE, which is then split here.
+
+Each split is put in a fixed keyed order in which every beginning holds the classes in their proportions: the first N
+images of a split, which is what a limited run explains, then stand for all of it.
+"""
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +16,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from maehpc import files
+from maehpc.data.blocks import blocks
 from maehpc.data.catalogue import SPLITS, SplitName, dataset_name
-from maehpc.data.sources.raw import Images, Labels, RawSplits, one_line, plain_task
+from maehpc.data.sources.raw import Images, ImageStream, Labels, RawSplits, one_line, plain_task
 from maehpc.data.subset import stratified_order
 from maehpc.errors import InputError
 
@@ -47,14 +54,23 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _decoded(path: Path, size: int, channels: int) -> Images:
-    """One image as uint8 [size, size, channels]: centre-cropped to a square, then resized bicubically."""
+    """One image as uint8 [size, size, channels]: upright, centre-cropped to a square, then resized bicubically."""
     with _opened(path) as image:
         try:
-            plain = _eight_bit(image).convert("L" if channels == 1 else "RGB")
-        except (OSError, ValueError, SyntaxError) as error:
+            upright = ImageOps.exif_transpose(image)
+            plain = _eight_bit(upright).convert("L" if channels == 1 else "RGB")
+        except (OSError, ValueError, SyntaxError, struct.error) as error:
             raise InputError(f"{path} is a damaged image ({one_line(error)}); replace or remove it") from error
     fitted = ImageOps.fit(plain, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(fitted, dtype=np.uint8).reshape(size, size, channels)
+
+
+def _decoded_blocks(paths: list[Path], size: int, channels: int) -> Iterator[Images]:
+    for part in blocks(len(paths), size * size * channels):
+        block = np.empty((part.stop - part.start, size, size, channels), dtype=np.uint8)
+        for position, path in enumerate(paths[part]):
+            block[position] = _decoded(path, size, channels)
+        yield block
 
 
 def _is_grey(path: Path) -> bool:
@@ -108,28 +124,31 @@ class FolderSource:
             raise InputError(f"{self.root} holds images of fewer than two classes; lay it out as {_LAYOUT}")
         return found
 
-    def fingerprint(self) -> str | None:
-        """Digest of every image's path and bytes."""
-        if not self.root.is_dir():
-            return None
+    def fingerprint(self) -> str:
+        """Digest of every image's path and bytes.
+
+        Raises:
+            InputError: the folder is absent or laid out wrongly.
+        """
         names = [path.relative_to(self.root).as_posix() for path, _ in self._files]
         with files.reading(self.root):
             return files.digest([[name, files.sha256_file(self.root / name)] for name in names])
 
     def _indices(self, labels: Labels) -> dict[SplitName, Labels]:
+        """Each split's images, in the order of the pack."""
         if self._presplit:
-            top = [path.relative_to(self.root).parts[0] for path, _ in self._files]
-            return {split: np.flatnonzero([name == split for name in top]) for split in SPLITS}
+            top = np.array([path.relative_to(self.root).parts[0] for path, _ in self._files])
+            members = {split: np.flatnonzero(top == split) for split in SPLITS}
+            return {
+                split: indices[stratified_order(labels[indices], 0, f"folder {split}")]
+                for split, indices in members.items()
+            }
         order = stratified_order(labels, 0, "folder split")
         test, val = round(TEST_FRACTION * len(order)), round(VAL_FRACTION * len(order))
-        return {
-            "train": np.sort(order[test + val :]),
-            "val": np.sort(order[test : test + val]),
-            "test": np.sort(order[:test]),
-        }
+        return {"train": order[test + val :], "val": order[test : test + val], "test": order[:test]}
 
     def read(self) -> RawSplits:
-        """The folder's images, decoded a split at a time.
+        """The folder's images, decoded as they are taken.
 
         Raises:
             InputError: the layout or a file is wrong.
@@ -144,13 +163,19 @@ class FolderSource:
                 raise InputError(f"{self.root} leaves no image for the {split} split; add images to it")
         channels = 1 if all(_is_grey(path) for path in paths) else 3
         splitting = "its own splits" if self._presplit else "fixed class-wise split of 70/10/20 %"
+
+        def images(split: SplitName) -> ImageStream:
+            chosen_paths = [paths[index] for index in chosen[split]]
+            shape = (len(chosen_paths), self.size, self.size, channels)
+            return ImageStream(shape, _decoded_blocks(chosen_paths, self.size, channels))
+
         return RawSplits(
             name=self.name,
             title=self.root.absolute().name,
             task=plain_task(len(classes)),
             classes=tuple(classes),
             labels={split: labels[indices] for split, indices in chosen.items()},
-            images=lambda split: np.stack([_decoded(paths[index], self.size, channels) for index in chosen[split]]),
-            description=f"image folder {self.root.name}, {splitting}",
+            images=images,
+            description=f"image folder {self.root.name}, {splitting}, each in a fixed order that mixes the classes",
             fingerprint=self.fingerprint(),
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maehpc.data.blocks import blocks
 from maehpc.data.catalogue import SplitName, Task
 from maehpc.errors import InputError
 
@@ -16,6 +17,26 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
 MOST_CLASSES = 10_000
+
+
+@dataclass(frozen=True)
+class ImageStream:
+    """One split's images, read as they are asked for.
+
+    Attributes:
+        shape: N, H, W, C with C in {1, 3}.
+        blocks: uint8 [n, H, W, C] each, N images in all; may be taken once.
+    """
+
+    shape: tuple[int, int, int, int]
+    blocks: Iterator[Images]
+
+
+def in_memory(images: Images) -> ImageStream:
+    """An array uint8 [N, H, W, C] as a stream."""
+    count, height, width, channels = images.shape
+    image_bytes = height * width * channels
+    return ImageStream((count, height, width, channels), (images[part] for part in blocks(count, image_bytes)))
 
 
 @dataclass(frozen=True)
@@ -28,9 +49,9 @@ class RawSplits:
         task: how labels are to be read.
         classes: class names by label.
         labels: int64 [N], or [N, K] of 0 and 1 for a multi-label task, a split.
-        images: reads one split's uint8 [N, H, W, C], C in {1, 3}; one split is held in memory at a time.
+        images: opens one split's images.
         description: where the images come from and how they were split, in words.
-        fingerprint: digest of the source's bytes, None where the source cannot change.
+        fingerprint: as `Source.fingerprint` gives it.
     """
 
     name: str
@@ -38,7 +59,7 @@ class RawSplits:
     task: Task
     classes: tuple[str, ...]
     labels: dict[SplitName, Labels]
-    images: Callable[[SplitName], Images]
+    images: Callable[[SplitName], ImageStream]
     description: str
     fingerprint: str | None = None
 
@@ -58,7 +79,14 @@ class Source(Protocol):
         """Where its bytes lie now, None where they are absent."""
 
     def fingerprint(self) -> str | None:
-        """Digest of a source that the user may change; None where it is fixed or absent."""
+        """What a pack made from this source must carry to serve in its place; None where only a name tells it.
+
+        A published set has the publisher's checksum, whether its file is there or not. A set given by its path has the
+        digest of the bytes that lie there now.
+
+        Raises:
+            InputError: the path holds nothing.
+        """
 
     def read(self) -> RawSplits:
         """The images and labels.
@@ -78,23 +106,23 @@ def plain_task(classes: int) -> Task:
     return "binary-class" if classes == 2 else "multi-class"
 
 
-def checked_images(array: NDArray[Any], where: str) -> Images:
-    """`array` as uint8 [N, H, W, C]; grey [N, H, W] gets its channel.
+def checked_image_shape(shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> tuple[int, int, int, int]:
+    """N, H, W, C of an array of images; grey [N, H, W] gets its channel.
 
     Args:
-        array: images as a file gave them.
+        shape: of the array in the file.
+        dtype: likewise.
         where: the file and array, for the sentence.
 
     Raises:
         InputError: the dtype or shape is not that of images.
     """
-    if array.dtype != np.uint8:
-        raise InputError(f"{where} is {array.dtype}; save the images as uint8 from 0 to 255")
-    if array.ndim == 3:
-        array = array[..., None]
-    if array.ndim != 4 or array.shape[3] not in (1, 3) or 0 in array.shape:
-        raise InputError(f"{where} has shape {array.shape}; give at least one image as [N, H, W] or [N, H, W, 3]")
-    return array
+    if dtype != np.uint8:
+        raise InputError(f"{where} is {dtype}; save the images as uint8 from 0 to 255")
+    count, height, width, channels = (*shape, 1) if len(shape) == 3 else shape if len(shape) == 4 else (0, 0, 0, 0)
+    if channels not in (1, 3) or 0 in (count, height, width):
+        raise InputError(f"{where} has shape {shape}; give at least one image as [N, H, W] or [N, H, W, 3]")
+    return count, height, width, channels
 
 
 def checked_labels(array: NDArray[Any], where: str) -> Labels:
