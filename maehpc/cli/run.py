@@ -75,9 +75,9 @@ def command(debugger: bool, quiet: bool, verbose: bool, **options: Any) -> None:
 
     A run that was stopped in whatever way goes on from where it was when the same command is given again.
     """
-    # A waiting thread that spins starves the one it waits for when another program wants the core as well: a training
-    # step was seen to take ten times as long. OpenMP reads this when PyTorch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # A thread that spins while it waits starves the one it waits for when another program wants the core as well: a
+    # step was seen to take ten times as long. Some microseconds are enough. OpenMP reads this as PyTorch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     from maehpc.cli.terminal import reporter
 
     set_verbosity(verbose)

@@ -1,7 +1,8 @@
 """Reading recipes: YAML files that may include others, and overrides from the command line.
 
-A recipe file holds any part of a `Recipe`; the key `include` names recipes to start from, merged in order, the file's
-own keys last. Names without a suffix are looked up in jobs/ (`pretrain/vit-base`), anything else is a path.
+A recipe file holds any part of a `Recipe` and is laid over the defaults. The key `include` names recipes to start from,
+merged in order, the file's own keys last. Names without a suffix are looked up in jobs/ (`pretrain/vit-base`), anything
+else is a path.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from maehpc.recipes.settings import Recipe
 from maehpc.shipped import shipped_folder
 
 SUFFIXES = (".yaml", ".yml")
+RIVALS = {"lr": "base_lr", "base_lr": "lr"}
+"""Settings of which one alone may be given: a later one takes the place of the earlier."""
+
 SECTIONS = frozenset(Recipe.model_fields)
 
 
@@ -43,6 +47,9 @@ def _locate(name: str, beside: Path | None) -> Path:
 
 def _merged(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
+    for key, rival in RIVALS.items():
+        if update.get(key) is not None and rival not in update:
+            result[rival] = None
     for key, value in update.items():
         old = result.get(key)
         result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
@@ -146,7 +153,7 @@ def load_recipe(
     Raises:
         InputError: the file, a key or a value is wrong.
     """
-    mapping: dict[str, Any] = base.model_dump() if base else {}
+    mapping: dict[str, Any] = (base or Recipe()).model_dump()
     if name is not None:
         mapping = _merged(mapping, _resolve_includes(_locate(name, None)))
     mapping = _merged(mapping, settings or {})

@@ -115,7 +115,7 @@ class OptimSettings(Settings):
     """Optimizer and learning-rate schedule, by optimizer step."""
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: Annotated[float, Field(gt=0, le=1e30)] | None = Field(None, description="learning rate; wins over base_lr")
+    lr: Annotated[float, Field(gt=0, le=1e30)] | None = Field(None, description="learning rate as it is")
     base_lr: Annotated[float, Field(gt=0, le=1e30)] | None = Field(
         None, description="learning rate at an effective batch of 256 (linear scaling rule)"
     )
@@ -131,9 +131,9 @@ class OptimSettings(Settings):
     clip_grad: Annotated[float, Field(gt=0)] | None = Field(None, description="largest L2 norm of all gradients")
 
     @model_validator(mode="after")
-    def _a_rate(self) -> Self:
-        if self.lr is None and self.base_lr is None:
-            raise ValueError("give lr or base_lr")
+    def _one_rate(self) -> Self:
+        if (self.lr is None) == (self.base_lr is None):
+            raise ValueError("give one of lr and base_lr, not both")
         return self
 
     def peak_lr(self, effective_batch: int) -> float:
@@ -151,7 +151,30 @@ class CheckpointSettings(Settings):
     keep: Annotated[int, Field(ge=1)] = 2
 
 
-class PretrainSettings(Settings):
+class TrainingSettings(Settings):
+    """What pretraining and finetuning share."""
+
+    optim: OptimSettings
+    epochs: Positive
+    batch_size: Positive
+    accumulate: Positive = Field(1, description="micro-batches an optimizer step")
+    crop_scale: tuple[Fraction, Fraction] | None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint: CheckpointSettings = CheckpointSettings()
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
+        warmup = self.optim.warmup_epochs
+        if warmup >= self.epochs:
+            raise ValueError(f"optim.warmup_epochs {warmup:g} leaves none of {self.epochs} epochs; set it below that")
+        if self.crop_scale and not 0 < self.crop_scale[0] <= self.crop_scale[1]:
+            raise ValueError("crop_scale must be two rising fractions above 0, for example [0.2, 1.0]")
+        return self
+
+
+class PretrainSettings(TrainingSettings):
     """Masked-autoencoder pretraining (He et al. 2022, appendix A.1)."""
 
     weights: str | None = Field(None, description="file to begin from, an MAE with or without its decoder")
@@ -161,26 +184,11 @@ class PretrainSettings(Settings):
     optim: OptimSettings = OptimSettings(base_lr=1.5e-4, weight_decay=0.05, betas=(0.9, 0.95), schedule="cosine")
     epochs: Positive = 800
     batch_size: Positive = Field(4096, description="images an optimizer step")
-    accumulate: Positive = Field(1, description="micro-batches an optimizer step")
     images: Positive | None = Field(None, description="seeded subset of the train split; all where null")
     crop_scale: tuple[Fraction, Fraction] | None = Field(
         (0.2, 1.0), description="area of the random resized crop; no crop and no flip where null"
     )
-    precision: Literal["fp32", "bf16"] = "fp32"
-    checkpoint: CheckpointSettings = CheckpointSettings()
     reconstructions: Annotated[int, Field(ge=0)] = Field(8, description="test images dumped as reconstructions")
-
-    @model_validator(mode="after")
-    def _sane(self) -> Self:
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
-        if self.optim.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"optim.warmup_epochs {self.optim.warmup_epochs:g} leaves none of {self.epochs} epochs; set it below that"
-            )
-        if self.crop_scale and not 0 < self.crop_scale[0] <= self.crop_scale[1]:
-            raise ValueError("crop_scale must be two rising fractions above 0, for example [0.2, 1.0]")
-        return self
 
 
 class AdapterSettings(Settings):
@@ -191,7 +199,7 @@ class AdapterSettings(Settings):
     activation: Literal["relu", "gelu"] = "relu"
 
 
-class FinetuneSettings(Settings):
+class FinetuneSettings(TrainingSettings):
     """A classifier on the encoder. The defaults are the course report's protocol."""
 
     freeze: bool = Field(True, description="train the adapter alone, on features computed once")
@@ -205,7 +213,6 @@ class FinetuneSettings(Settings):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     epochs: Positive = 20
     batch_size: Positive = 64
-    accumulate: Positive = 1
     images: Positive | None = Field(
         1000, description="seeded, class-balanced subset of the train split; all where null"
     )
@@ -213,21 +220,11 @@ class FinetuneSettings(Settings):
         None,
         description="random resized crop and flip; with freeze: true features are then computed every epoch",
     )
-    precision: Literal["fp32", "bf16"] = "fp32"
-    checkpoint: CheckpointSettings = CheckpointSettings()
 
     @model_validator(mode="after")
-    def _sane(self) -> Self:
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
-        if self.optim.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"optim.warmup_epochs {self.optim.warmup_epochs:g} leaves none of {self.epochs} epochs; set it below that"
-            )
+    def _trains_what_it_changes(self) -> Self:
         if self.freeze and (self.layer_decay != 1.0 or self.drop_path):
             raise ValueError("layer_decay and drop_path change a trained encoder; set freeze: false or leave them out")
-        if self.crop_scale and not 0 < self.crop_scale[0] <= self.crop_scale[1]:
-            raise ValueError("crop_scale must be two rising fractions above 0, for example [0.2, 1.0]")
         return self
 
 

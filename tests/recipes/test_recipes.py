@@ -81,6 +81,7 @@ def test_a_recipe_is_laid_over_an_experiment() -> None:
         ("encoder: {name: vit-giant}", ["vit-giant", "vit-huge"]),
         ("encoder: {width: 100, heads: 3}", ["width 100", "heads 3"]),
         ("pretrain: {epochs: 5, optim: {base_lr: 1, warmup_epochs: 5}}", ["pretrain", "warmup_epochs 5", "5 epochs"]),
+        ("finetune: {optim: {lr: 1, base_lr: 1}}", ["finetune.optim", "one of lr and base_lr"]),
         ("seed: 2020-13-45", ["not YAML"]),
         ("[" * 5000, ["not YAML"]),
         ("finetune: {layer_decay: 0.5}", ["layer_decay", "freeze: false"]),
@@ -118,9 +119,15 @@ def test_wrong_overrides_are_told(override: str) -> None:
         load_recipe(None, [override])
 
 
-def test_a_rate_given_by_hand_wins_over_the_scaled_one() -> None:
+def test_a_later_rate_takes_the_place_of_the_earlier_kind() -> None:
     optim = load_recipe("pretrain/vit-base", ["optim.lr=1e-3"], "pretrain").pretrain.optim
-    assert optim.peak_lr(4096) == 1e-3
+    assert (optim.peak_lr(4096), optim.betas) == (1e-3, (0.9, 0.95))
+    optim = load_recipe("finetune/report", ["optim.base_lr=1e-3"], "finetune").finetune.optim
+    assert (optim.peak_lr(512), optim.name) == (2e-3, "adam")
+
+
+def test_a_part_of_a_section_is_laid_over_its_defaults() -> None:
+    assert load_recipe(None, ["optim.lr=0.5"], "finetune").finetune.optim == OptimSettings(name="adam", lr=0.5)
 
 
 def test_the_reference_decays_tokens_and_so_do_the_published_recipes() -> None:
