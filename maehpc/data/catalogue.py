@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 from medmnist.info import INFO
 
+from maehpc import files
 from maehpc.errors import InputError
 
 Task = Literal["multi-class", "binary-class", "ordinal-regression", "multi-label"]
@@ -134,7 +134,7 @@ def dataset_name(text: str) -> str:
     """
     if text in catalogue():
         return text
-    path = Path(text).expanduser().absolute()
+    path = files.user_path(text).absolute()
     stem = path.stem if path.suffix.lower() == ".npz" else path.name
     name = re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-")
     if not name:

@@ -125,11 +125,12 @@ def _read_pickle(path: Path) -> object:
             loaded: object = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
-        if forbidden is None and "weights_only" not in str(error):
-            raise _unreadable(path, error) from error
-        what = forbidden[1] if forbidden else "something else than tensors"
+        if forbidden is None:
+            # torch's own message begins with the advice to run what is in the file
+            reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+            raise _unreadable(path, ValueError(reason[1]) if reason else error) from error
         raise InputError(
-            f"weights {path} ask for {what} to be called when read, which is refused; convert the file to "
+            f"weights {path} ask for {forbidden[1]} to be called when read, which is refused; convert the file to "
             f"safetensors where you trust it"
         ) from error
     return loaded

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import Outcome, Run
 
 from maehpc.cli.main import main
@@ -19,11 +20,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     def call(*words: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["maehpc", *words])
         capsys.readouterr()
-        code = 0
+        code, threads = 0, torch.get_num_threads()
         try:
             main()
         except SystemExit as leave:
             code = int(leave.code or 0)
+        finally:
+            torch.set_num_threads(threads)  # the command sets its own; here it shares the process with other tests
         printed = capsys.readouterr()
         return Outcome(code, printed.out, printed.err)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from maehpc import files
 from maehpc.data.catalogue import Entry, catalogue
 from maehpc.data.sources.cifar10 import Cifar10Source
 from maehpc.data.sources.digits import DigitsSource
@@ -35,10 +34,10 @@ def open_source(dataset: str, source_size: int) -> Source:
     """
     if entry := catalogue().get(dataset):
         return catalogue_source(entry, entry.size(source_size))
-    path = Path(dataset).expanduser()
+    path = files.user_path(dataset)
     if path.suffix.lower() == ".npz":
         return NpzSource(path)
-    if path.is_dir() or "/" in dataset:
+    if dataset.strip() and (path.is_dir() or "/" in dataset):
         return FolderSource(path, source_size)
     raise InputError(
         f"there is no data set '{dataset}'; give one of {', '.join(catalogue())}, or the path of an .npz file or of "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from maehpc import files
 from maehpc.errors import InputError
 
 VARIABLE = "MAEHPC_DATA"
@@ -24,7 +25,7 @@ def search_folders() -> list[Path]:
     given = os.environ.get(VARIABLE)
     if not given:
         return [cache_folder()]
-    root = Path(given).expanduser()
+    root = files.user_path(given)
     if not root.is_dir():
         raise InputError(f"{VARIABLE} names {root}, which is not a folder; set it to the folder of your data")
     return [root, *sorted(path for path in root.iterdir() if path.is_dir()), cache_folder()]
