@@ -42,7 +42,7 @@ def _table(summary: Summary) -> Any:
     )
     for column in ("data set", "method"):
         table.add_column(column, no_wrap=True)
-    for column in ("images", "accuracy", "AUC", "max sensitivity", "median", "flips"):
+    for column in ("images", "accuracy", "AUC", "max sensitivity", "flips"):
         table.add_column(column, justify="right", no_wrap=True)
     several = summary.rows["experiment"].nunique() > 1
     rows, texts = summary.rows.to_dict("records"), summary.text.to_dict("records")
@@ -50,17 +50,15 @@ def _table(summary: Summary) -> Any:
     for row, text in zip(rows, texts, strict=True):
         place = f"{row['experiment']}/{row['dataset']}" if several else str(row["dataset"])
         mean = str(text["Max sensitivity [95 % CI]"]).partition(" ")[0]
-        median = str(text["Median [quartiles]"]).partition(" ")[0]
         if before not in (None, place):
             table.add_section()
         table.add_row(
             place if place != before else "",
             str(text["Method"]),
-            str(text["Images"]),
+            str(row["images"]) if row["images"] == row["of_images"] else str(text["Images"]),
             str(text["Accuracy"]),
             str(text["AUC"]),
             f"{mean} ± {text['SD']}",
-            median,
             str(text["Flips"]),
         )
         before = place
