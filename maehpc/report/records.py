@@ -119,7 +119,8 @@ def read_reconstructions(path: Path) -> Reconstructions | None:
         return None
     try:
         with safe_open(path, framework="numpy") as handle:
-            arrays: dict[str, NDArray[Any]] = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            names = list(handle.keys())  # the handle itself cannot be iterated
+            arrays: dict[str, NDArray[Any]] = {name: handle.get_tensor(name) for name in names}
             result = Reconstructions(**arrays, mask_ratio=float((handle.metadata() or {})["mask_ratio"]))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not hold reconstructions ({error}); run pretrain again") from error

@@ -228,6 +228,14 @@ def test_data_that_may_be_left_out(run: Run, tiny: str, tmp_path: Path) -> None:
     assert Path("results/tiny/pretrain/here/done.json").is_file()
 
 
+def test_a_later_run_uses_as_many_threads_as_the_first(run: Run, tiny: str) -> None:
+    assert run("run", "pretrain", "--recipe", tiny, "--threads", "2", "-q").code == 0
+    assert run("run", "finetune", "--name", "tiny", "-q").code == 0
+    assert run("run", "explain", "--name", "tiny", "--threads", "1", "-q").code == 0
+    runs = json.loads(Path("results/tiny/provenance.json").read_text())["runs"]
+    assert [facts["machine"]["threads"] for facts in runs] == [2, 2, 1]
+
+
 def test_a_nan_loss_names_the_step(run: Run, tiny: str) -> None:
     outcome = run("run", "pretrain", "--recipe", tiny, "--set", "optim.base_lr=1e30", "-q")
     assert outcome.code == 1
@@ -285,7 +293,7 @@ def test_completion(run: Run, shell: str) -> None:
 
 def maehpc(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "maehpc", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 
 def test_completion_completes_recipes_and_stages() -> None:

@@ -28,7 +28,6 @@ from maehpc.stages.explain import explain, load_classifier
 from maehpc.stages.finetune import finetune
 from maehpc.stages.pipeline import run_stages, stages_of
 from maehpc.stages.preflight import check
-from maehpc.stages.provenance import recorded_threads
 from maehpc.stages.verify import verify_results
 
 CHAIN = ["pretrain", "finetune", "explain"]
@@ -55,6 +54,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Context:
 def copy_of(context: Context, folder: Path, *overrides: str) -> Context:
     shutil.copytree(context.experiment.root.parent, folder, dirs_exist_ok=True)
     return tiny_context(folder, *overrides)
+
+
+def forget_explanations(context: Context) -> None:
+    shutil.rmtree(context.experiment.maps("digits"))
+    shutil.rmtree(context.experiment.ledger("digits"))
 
 
 def test_everything_of_the_design_is_on_the_disk(finished: Context) -> None:
@@ -185,8 +189,7 @@ def test_shards_and_batches_do_not_change_a_number_beyond_rounding(finished: Con
     ):
         folder = tmp_path / overrides[0]
         other = copy_of(finished, folder, *overrides)
-        shutil.rmtree(other.experiment.maps("digits"))
-        shutil.rmtree(other.experiment.ledger("digits"))
+        forget_explanations(other)
         explain(other, "digits")
         stores.append(zarr.open_group(str(other.experiment.maps("digits")), mode="r"))
     reference = zarr.open_group(str(finished.experiment.maps("digits")), mode="r")
@@ -197,8 +200,7 @@ def test_shards_and_batches_do_not_change_a_number_beyond_rounding(finished: Con
 
 def test_shard_size_alone_changes_no_bit_where_batches_are_the_same(finished: Context, tmp_path: Path) -> None:
     other = copy_of(finished, tmp_path, "explain.maps.shard_images=4")
-    shutil.rmtree(other.experiment.maps("digits"))
-    shutil.rmtree(other.experiment.ledger("digits"))
+    forget_explanations(other)
     explain(other, "digits")
     reference = zarr.open_group(str(finished.experiment.maps("digits")), mode="r")
     store = zarr.open_group(str(other.experiment.maps("digits")), mode="r")
@@ -216,8 +218,7 @@ def test_two_at_once_leave_one_valid_store(finished: Context, tmp_path: Path) ->
     import os
 
     contexts = [copy_of(finished, tmp_path) for _ in range(2)]
-    shutil.rmtree(contexts[0].experiment.maps("digits"))
-    shutil.rmtree(contexts[0].experiment.ledger("digits"))
+    forget_explanations(contexts[0])
     children = [in_child(lambda context=context: explain(context, "digits")) for context in contexts]
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
     assert codes.count(0) >= 1
@@ -264,16 +265,14 @@ def test_results_without_a_recipe_are_not_begun_anew(finished: Context, tmp_path
 def test_a_classifier_is_explained_as_it_was_finetuned(finished: Context, tmp_path: Path) -> None:
     for override in ("finetune.representation=mean", "finetune.adapter.activation=gelu"):
         other = copy_of(finished, tmp_path / override, override)
-        shutil.rmtree(other.experiment.maps("digits"))
-        shutil.rmtree(other.experiment.ledger("digits"))
+        forget_explanations(other)
         with pytest.raises(InputError, match=r"classifier of another recipe \(finetune"):
             explain(other, "digits")
 
 
 def test_sensitivity_can_be_left_out(finished: Context, tmp_path: Path) -> None:
     plain = copy_of(finished, tmp_path, "explain.sensitivity.samples=0")
-    shutil.rmtree(plain.experiment.maps("digits"))
-    shutil.rmtree(plain.experiment.ledger("digits"))
+    forget_explanations(plain)
     explain(plain, "digits")
     store = zarr.open_group(str(plain.experiment.maps("digits")), mode="r")
     assert {"saliency", "gradcam", "deeplift-captum"} <= set(store.array_keys())
@@ -303,11 +302,6 @@ def test_stages_out_of_order_are_refused_before_anything_is_written(tmp_path: Pa
     with pytest.raises(InputError, match=r"encoder\.weights is scratch"):
         check(tiny_context(tmp_path, "encoder.weights=scratch"), ["pretrain"])
     assert not list(tmp_path.iterdir())
-
-
-def test_later_runs_use_as_many_threads_as_the_first(finished: Context) -> None:
-    assert recorded_threads(finished.experiment.provenance) == torch.get_num_threads()
-    assert recorded_threads(finished.experiment.root / "absent.json") is None
 
 
 def test_checkpoint_frequency_and_more_data_sets_are_no_contradiction(finished: Context) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tiny import killed_after, killed_when, tiny_context
 
 from maehpc.data import prepare
 from maehpc.errors import InputError, RunError
+from maehpc.progress import Silent
 from maehpc.stages.finetune import finetune
 from maehpc.stages.pretrain import pretrain
 from maehpc.training.checkpoints import list_checkpoints, read_checkpoint
@@ -44,6 +46,14 @@ SAME = {
 }
 
 
+class Listening(Silent):
+    def __init__(self, said: list[str]) -> None:
+        self._said = said
+
+    def say(self, sentence: str) -> None:
+        self._said.append(sentence)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_killed_at_random_instants(kind: str, tmp_path: Path) -> None:
@@ -68,8 +78,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_not_from_the_start(tmp_pat
     folder = context.experiment.stage("pretrain", "digits")
     assert killed_when(lambda: pretrain(context, "digits"), lambda: (folder / "checkpoints/step-00000008").is_dir())
     said: list[str] = []
-    context.progress.say = said.append  # type: ignore[method-assign]
-    pretrain(context, "digits")
+    pretrain(replace(context, progress=Listening(said)), "digits")
     assert said[0].startswith("pretrain digits: resuming after step ")
     assert int(said[0].split()[-1]) >= 8
 
