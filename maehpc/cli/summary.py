@@ -23,6 +23,10 @@ def print_summary(summary: Summary, as_json: bool) -> None:
     console = stdout()
     if len(summary.rows):
         console.print(_table(summary))
+    for row in summary.rows[summary.rows["zero_maps"].fillna(0) > 0].to_dict("records"):
+        maps = f"{row['zero_maps']} of {row['images']} {row['method']} maps"
+        sentence = f"{row['experiment']}/{row['dataset']}: {maps} are zero everywhere and have no sensitivity"
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     for sentence in summary.missing:
         console.print(f"missing: {sentence}", markup=False, highlight=False, soft_wrap=True)
     for path in summary.files:

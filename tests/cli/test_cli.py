@@ -236,6 +236,21 @@ def test_a_later_run_uses_as_many_threads_as_the_first(run: Run, tiny: str) -> N
     assert [facts["machine"]["threads"] for facts in runs] == [2, 2, 1]
 
 
+def test_a_study_without_sensitivity_is_shown(run: Run, tiny: str) -> None:
+    outcome = run("run", "pipeline", "--recipe", tiny, "-q", "--set", "explain.sensitivity.samples=0")
+    assert outcome.code == 0, outcome.err
+    assert "samples is 0" in outcome.out
+
+
+def test_maps_without_sensitivity_are_told(run: Run, tiny: str) -> None:
+    # Adam at 10 leaves no ReLU of the adapter alive, so that no input changes a logit.
+    outcome = run("run", "pipeline", "--recipe", tiny, "-q", "--set", "finetune.optim.lr=10")
+    assert outcome.code == 0, outcome.err
+    for method in ("saliency", "gradcam", "deeplift-captum"):
+        assert f"tiny/digits: 20 of 20 {method} maps are zero everywhere and have no sensitivity" in outcome.out
+    assert "zero everywhere" not in run("run", "pipeline", "--recipe", tiny, "-q", "--name", "alive").out
+
+
 def test_a_nan_loss_names_the_step(run: Run, tiny: str) -> None:
     outcome = run("run", "pretrain", "--recipe", tiny, "--set", "optim.base_lr=1e30", "-q")
     assert outcome.code == 1
