@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-fast lint types install wheel clean
+.PHONY: help demo test test-fast lint types install wheel clean cluster-up cluster-down cluster-status
 
 help:
 	@echo "make demo       the whole study on real images, in minutes, on this machine"
 	@echo "make test       lint, types and all tests"
 	@echo "make test-fast  lint, types and the quick tests"
 	@echo "make install    .venv alone"
+	@echo "make cluster-up a Slurm of four hosts on this machine, as root; cluster-down, cluster-status"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,3 +43,13 @@ wheel: $(INSTALLED)
 
 clean:
 	rm -rf dist build .mypy_cache .pytest_cache .ruff_cache
+
+# See cluster/mini/README.md. Needs root and Debian's Slurm, and nothing of .venv.
+cluster-up:
+	$(PYTHON) cluster/mini/mini.py start
+
+cluster-down:
+	$(PYTHON) cluster/mini/mini.py stop
+
+cluster-status:
+	$(PYTHON) cluster/mini/mini.py status
