@@ -14,16 +14,28 @@ from maehpc.errors import InputError
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
-def choose_device(name: DeviceName) -> torch.device:
+def choose_device(name: DeviceName, local_rank: int = 0) -> torch.device:
     """The device of that name; `auto` is a CUDA device where there is one.
 
+    Args:
+        name: what is asked for.
+        local_rank: of this process among those of its host. A process that sees one GPU takes it: its launcher chose;
+            one that sees several takes that of its rank.
+
     Raises:
-        InputError: CUDA is asked for and not there.
+        InputError: CUDA is asked for and not there, or there are fewer GPUs than ranks.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch sees no CUDA device here; use --device cpu or auto")
-    use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use_cuda else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    seen = torch.cuda.device_count()
+    index = 0 if seen == 1 else local_rank
+    if index >= seen:
+        raise InputError(f"rank {local_rank} of this host finds {seen} GPUs; ask for as many GPUs a node as ranks")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
 
 
 def set_threads(threads: int | None) -> None:
@@ -42,6 +54,13 @@ def make_reproducible(device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; on a CPU PyTorch and oneDNN raise a plain RuntimeError."""
+    said = str(error)
+    told = any(words in said for words in ("DefaultCPUAllocator", "could not create a primitive"))
+    return told or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 def machine(device: torch.device) -> dict[str, Any]:

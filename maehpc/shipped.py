@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+SNAPSHOT_MANIFEST = "files.json"
+"""Stands beside the package in a copy of the code that jobs run: the SHA-256 of every file."""
+
 _PACKAGE = Path(__file__).resolve().parent
 
 

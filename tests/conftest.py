@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mini_cluster import breakable_mini, mini, on_mini
+
+__all__ = ["breakable_mini", "mini", "on_mini"]
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,10 @@ import pytest
 import maehpc
 
 PACKAGE = Path(maehpc.__file__).parent
-FOUNDATION = {"errors", "files", "keys", "ownership", "experiment", "shipped", "progress", "devices"}
+FOUNDATION = {
+    *("errors", "files", "keys", "ownership", "interruption", "experiment"),
+    *("shipped", "progress", "devices", "catalogue", "upstream"),
+}
 MAY_IMPORT = {
     **dict.fromkeys(FOUNDATION, FOUNDATION),
     "recipes": FOUNDATION,
@@ -21,8 +24,10 @@ MAY_IMPORT = {
     "maps": FOUNDATION | {"recipes"},
     "report": FOUNDATION | {"recipes", "maps"},
     "stages": FOUNDATION | {"recipes", "data", "models", "training", "explain", "maps"},
-    "launch": FOUNDATION | {"recipes", "stages"},
-    "cli": FOUNDATION | {"recipes", "data", "models", "training", "explain", "maps", "report", "stages", "launch"},
+    "launch": FOUNDATION | {"recipes", "training", "stages", "report"},
+    "bench": FOUNDATION | {"recipes", "data", "models", "training", "explain", "maps", "report", "stages", "launch"},
+    "cli": FOUNDATION
+    | {"recipes", "data", "models", "training", "explain", "maps", "report", "stages", "launch", "bench"},
 }
 
 

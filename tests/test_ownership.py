@@ -4,13 +4,18 @@ import errno
 import fcntl
 import multiprocessing
 import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
 
 from maehpc.errors import InputError, RunError
-from maehpc.ownership import newest_attempt, own
+from maehpc.ownership import newest_attempt, own, shared_use, turn
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -131,3 +136,83 @@ def test_a_lock_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(fcntl, "flock", broken)
     with pytest.raises(RunError, match="input/output error"), own(tmp_path):
         raise AssertionError("owned")
+
+
+def _hold_as(folder: Path, identity: str, pipe: Connection) -> None:
+    with own(folder, identity) as owner:
+        pipe.send(owner.attempt)
+        pipe.recv()
+        try:
+            owner.still_owner()
+        except RunError as error:
+            pipe.send(str(error))
+        pipe.recv()
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[tuple[SpawnProcess, Connection]]:
+    """A live process that owns the folder as the job `one`."""
+    ours, theirs = SPAWN.Pipe()
+    child = SPAWN.Process(target=_hold_as, args=(tmp_path, "one", theirs))
+    child.start()
+    assert ours.recv() == 1
+    yield child, ours
+    child.kill()
+    child.join()
+
+
+def test_a_later_start_of_the_same_job_fences_the_earlier_and_goes_on(
+    tmp_path: Path, holder: tuple[SpawnProcess, Connection]
+) -> None:
+    _, pipe = holder
+    begun = time.monotonic()
+    with own(tmp_path, "one", patience_s=0.3) as owner:
+        assert 0.3 <= time.monotonic() - begun < 5
+        assert owner.attempt == 2
+        pipe.send("look")
+        assert "attempt 1 no longer owns" in pipe.recv()
+        with pytest.raises(InputError, match="is being written by"), own(tmp_path, "another"):
+            raise AssertionError("two owners")
+        owner.still_owner()
+
+
+def test_a_later_start_takes_the_lock_as_soon_as_the_earlier_lets_go(
+    tmp_path: Path, holder: tuple[SpawnProcess, Connection]
+) -> None:
+    child, _ = holder
+    threading.Timer(0.5, child.kill).start()
+    begun = time.monotonic()
+    with own(tmp_path, "one", patience_s=30) as owner:
+        assert time.monotonic() - begun < 20
+        with pytest.raises(InputError), own(tmp_path):
+            raise AssertionError("the lock is not held")
+        owner.still_owner()
+
+
+@pytest.mark.parametrize("identity", [None, "another"])
+def test_another_run_is_refused_and_fences_nobody(
+    tmp_path: Path, holder: tuple[SpawnProcess, Connection], identity: str | None
+) -> None:
+    with pytest.raises(InputError, match="is being written by"), own(tmp_path, identity, patience_s=0):
+        raise AssertionError("two owners")
+    assert newest_attempt(tmp_path) == 1
+
+
+def test_a_turn_is_waited_for_but_not_for_ever(tmp_path: Path) -> None:
+    refused = pytest.raises(RunError, match=r"turn has been held by another process for 0 s; end that process")
+    with turn(tmp_path / "turn"), refused, turn(tmp_path / "turn", patience_s=0.2):
+        raise AssertionError("two at once")
+
+
+def test_a_shared_use_is_waited_for_where_there_is_patience(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with shared_use(path, "in use", alone=False):
+        with pytest.raises(InputError, match="in use"), shared_use(path, "in use", alone=True, patience_s=0.1):
+            raise AssertionError("alone beside another")
+        with shared_use(path, "in use", alone=False):
+            pass
+    with ExitStack() as held:
+        held.enter_context(shared_use(path, "in use", alone=True))
+        threading.Timer(0.2, held.pop_all().close).start()
+        with shared_use(path, "in use", alone=False, patience_s=30):
+            pass

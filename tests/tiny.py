@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from maehpc import files
 from maehpc.experiment import Experiment
 from maehpc.progress import Silent
 from maehpc.recipes import Recipe, load_recipe
 from maehpc.stages.context import Context
+from maehpc.training.distributed import World, join
 
 SETTINGS = {
     "datasets": ("digits",),
@@ -91,3 +97,65 @@ def killed_after(work: Callable[[], object], seconds: float) -> bool:
     """Runs `work` in a process and kills it after so many seconds; False where it ended well before that."""
     until = time.monotonic() + seconds
     return killed_when(work, lambda: time.monotonic() >= until, limit=seconds + 60)
+
+
+class FileMeeting:
+    """Ranks find each other through a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def publish(self, facts: dict[str, Any]) -> None:
+        files.write_json(self._path, facts)
+
+    def find(self) -> dict[str, Any] | None:
+        return json.loads(self._path.read_bytes()) if self._path.exists() else None
+
+
+def begun_world(size: int, work: Callable[[World], object], timeout_s: float = 60.0) -> list[int]:
+    """Starts `work` in a process a rank, which meet over gloo; returns their ids."""
+    meeting = FileMeeting(Path(tempfile.mkdtemp()) / "meeting.json")
+
+    def rank_work(rank: int) -> None:
+        with join(World(rank, size, rank), torch.device("cpu"), meeting, timeout_s, meet_s=60.0) as world:
+            work(world)
+
+    return [in_child(partial(rank_work, rank)) for rank in range(size)]
+
+
+def wait_for(pids: list[int], due: Callable[[], bool] = lambda: False, limit: float = 120.0) -> list[int | None]:
+    """Waits until all processes have ended, or it is `due`; then kills the rest (SIGKILL).
+
+    Returns:
+        Their exit codes (a signal's number negated); None for those that were killed here.
+    """
+    deadline = time.monotonic() + limit
+    codes: dict[int, int | None] = {}
+    try:
+        while len(codes) < len(pids) and not due():
+            assert time.monotonic() < deadline, f"{len(pids) - len(codes)} of {len(pids)} processes hang"
+            for pid in pids:
+                if pid not in codes:
+                    found, status = os.waitpid(pid, os.WNOHANG)
+                    if found:
+                        codes[pid] = os.waitstatus_to_exitcode(status)
+            time.sleep(0.002)
+    finally:
+        for pid in pids:
+            if pid not in codes:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+    return [codes.get(pid) for pid in pids]
+
+
+def in_world(size: int, work: Callable[[World], object], limit: float = 120.0) -> None:
+    """Runs `work` in that many ranks, all of which must end well."""
+    codes = wait_for(begun_world(size, work), limit=limit)
+    assert codes == [0] * size, f"exit codes of the ranks: {codes}"
+
+
+def world_killed_when(size: int, work: Callable[[World], object], due: Callable[[], bool]) -> bool:
+    """Runs `work` in that many ranks and kills all of them as soon as it is `due`; False where they ended before."""
+    codes = wait_for(begun_world(size, work), due)
+    assert all(code in (0, None) for code in codes), f"exit codes of the ranks: {codes}"
+    return None in codes

@@ -14,11 +14,19 @@ from maehpc import __version__
 from maehpc.errors import MaehpcError
 
 COMMANDS = {
-    "run": ("maehpc.cli.run", "Run a stage here, in the foreground: pretrain, finetune, explain or pipeline."),
+    "run": ("maehpc.cli.run", "Run a stage here, in the foreground: pretrain, finetune, probe, explain or pipeline."),
+    "submit": ("maehpc.cli.submit", "Submit a stage to a cluster, or to this machine in the background."),
+    "status": ("maehpc.cli.status", "What the jobs of a results folder do."),
+    "logs": ("maehpc.cli.logs", "Print or follow a job's logs."),
+    "cancel": ("maehpc.cli.cancel", "End jobs."),
+    "resume": ("maehpc.cli.resume", "Submit jobs again that failed or were cancelled."),
     "data": ("maehpc.cli.data", "List, fetch, pack and verify data sets."),
     "aggregate": ("maehpc.cli.aggregate", "Tables, figures and a report over experiments."),
     "verify": ("maehpc.cli.verify", "Check stores and checkpoints against their digests."),
+    "profile": ("maehpc.cli.profile", "List profiles, show one, print the JSON schema."),
     "recipe": ("maehpc.cli.recipe", "List recipes, show one, print the JSON schema."),
+    "doctor": ("maehpc.cli.doctor", "Probe this machine and cluster; draft a profile."),
+    "bench": ("maehpc.cli.bench", "Measure speed on this machine: launch, explain."),
     "completion": ("maehpc.cli.completion", "Print the shell's completion script."),
 }
 

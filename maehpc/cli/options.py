@@ -71,13 +71,27 @@ def complete_profile(ctx: click.Context, parameter: click.Parameter, incomplete:
 
 def complete_method(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Attribution methods."""
-    from maehpc.recipes.settings import METHODS
+    from maehpc.recipes.plugins import METHODS
 
     return _last_word(list(METHODS), incomplete)
 
 
+def complete_metric(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Measures of trust."""
+    from maehpc.recipes.plugins import METRICS
+
+    return _last_word(list(METRICS), incomplete)
+
+
+def complete_kind(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Kinds of sensitivity."""
+    from maehpc.recipes.settings import SEARCHES
+
+    return _last_word(["random", *SEARCHES], incomplete)
+
+
 def complete_dataset(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Names of the catalogue."""
-    from maehpc.data.catalogue import catalogue
+    from maehpc.catalogue import catalogue
 
     return _last_word([*catalogue(), "all"], incomplete)

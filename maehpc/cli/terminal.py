@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,26 +11,35 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
-from maehpc.progress import Bar, Silent
+from maehpc.progress import Bar, LineProgress, Silent, in_words, rate_in_words
 from maehpc.progress import Progress as Reporter
 
-LINE_EVERY = 10.0
-"""Seconds between two lines about the same bar where there is no terminal."""
+
+class _Rate(ProgressColumn):
+    """Images a second over the last moments; nothing where units are no images."""
+
+    def render(self, task: Task) -> Text:
+        return Text(rate_in_words((task.speed or 0.0) * task.fields["images"], 1.0))
 
 
 class _RichBar:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
+        self._values: dict[str, float] = {}
 
-    def advance(self, count: int = 1, note: str = "") -> None:
-        self._progress.update(self._task, advance=count, note=note)
+    def advance(self, count: int = 1, **values: float) -> None:
+        self._values |= values
+        self._progress.update(self._task, advance=count, note=in_words(self._values))
 
 
 class TerminalProgress:
@@ -41,7 +49,7 @@ class TerminalProgress:
         self._console = console
 
     @contextmanager
-    def bar(self, description: str, total: int, done: int = 0) -> Iterator[Bar]:
+    def bar(self, description: str, total: int, done: int = 0, images: int = 1) -> Iterator[Bar]:
         """A live bar."""
         columns = (
             TextColumn("{task.description:24}"),
@@ -50,10 +58,12 @@ class TerminalProgress:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            _Rate(),
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=self._console) as progress:
-            yield _RichBar(progress, progress.add_task(description, total=total, completed=done, note=""))
+            task = progress.add_task(description, total=total, completed=done, note="", images=images)
+            yield _RichBar(progress, task)
 
     def say(self, sentence: str) -> None:
         """A plain line."""
@@ -62,41 +72,6 @@ class TerminalProgress:
     def warn(self, sentence: str) -> None:
         """A line that stands out."""
         self._console.print(f"warning: {sentence}", style="yellow", highlight=False, markup=False)
-
-
-class _LineBar:
-    def __init__(self, description: str, total: int, done: int) -> None:
-        self._description, self._total, self._done, self._first = description, total, done, done
-        self._start = self._told = time.monotonic()
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        self._done += count
-        now = time.monotonic()
-        if now - self._told < LINE_EVERY and self._done < self._total:
-            return
-        self._told = now
-        elapsed = now - self._start
-        left = elapsed / (self._done - self._first) * (self._total - self._done)
-        times = f"{elapsed:.0f} s, about {left:.0f} s left" if self._done < self._total else f"{elapsed:.0f} s"
-        words = [f"{self._description}: {self._done}/{self._total}", times, *([note] if note else [])]
-        print(", ".join(words), file=sys.stderr, flush=True)
-
-
-class LineProgress:
-    """A line now and then, on stderr; for logs."""
-
-    @contextmanager
-    def bar(self, description: str, total: int, done: int = 0) -> Iterator[Bar]:
-        """A bar told in lines."""
-        yield _LineBar(description, total, done)
-
-    def say(self, sentence: str) -> None:
-        """A plain line."""
-        print(sentence, file=sys.stderr, flush=True)
-
-    def warn(self, sentence: str) -> None:
-        """A line that says so."""
-        print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
 
 class QuietProgress(Silent):

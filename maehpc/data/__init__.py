@@ -1,7 +1,7 @@
 """Data: a catalogue and its sources, HDF5 packs, and batches of images on the device."""
 
+from maehpc.catalogue import SPLITS, Entry, SplitName, Task, catalogue, dataset_name
 from maehpc.data.augment import CropFlip
-from maehpc.data.catalogue import SPLITS, Entry, SplitName, Task, catalogue, dataset_name
 from maehpc.data.fetch import fetch
 from maehpc.data.loading import Split, open_split
 from maehpc.data.order import epoch_order

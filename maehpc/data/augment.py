@@ -28,6 +28,10 @@ class Crops:
     width: Tensor
     flip: Tensor
 
+    def part(self, span: slice) -> Crops:
+        """Those of some of the images."""
+        return Crops(self.top[span], self.left[span], self.height[span], self.width[span], self.flip[span])
+
 
 def draw_crops(count: int, height: int, width: int, scale: tuple[float, float], generator: torch.Generator) -> Crops:
     """Draws crops as Inception did (Szegedy et al. 2015): uniform area, log-uniform aspect ratio, uniform place.
@@ -129,8 +133,11 @@ class CropFlip:
         Returns:
             [B, C, size, size] in [0, 1], of the same dtype and device.
         """
-        count, _, height, width = pixels.shape
-        return self.apply(pixels, draw_crops(count, height, width, self.scale, generator))
+        return self.apply(pixels, self.draw(len(pixels), pixels.shape[2], pixels.shape[3], generator))
+
+    def draw(self, count: int, height: int, width: int, generator: torch.Generator) -> Crops:
+        """Crops for `count` images of `height` x `width` pixels."""
+        return draw_crops(count, height, width, self.scale, generator)
 
     def apply(self, pixels: Tensor, crops: Crops) -> Tensor:
         """The given crops of `pixels`; shapes as in a call."""

@@ -7,12 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
-import medmnist
-import torchvision
-from medmnist.info import INFO
-
 from maehpc import files
-from maehpc.data.catalogue import Entry, catalogue
+from maehpc.catalogue import Entry, catalogue
 from maehpc.data.sources import search
 from maehpc.data.sources.cifar10 import FOLDER
 from maehpc.data.sources.medmnist import file_name, md5_file, official_md5
@@ -29,6 +25,10 @@ def _is_whole(entry: Entry, size: int, target: Path) -> bool:
 
 def _download(entry: Entry, size: int, folder: Path) -> None:
     """Both downloaders check the publisher's MD5."""
+    import torchvision
+
+    from maehpc.upstream import INFO, medmnist
+
     if entry.origin == "medmnist":
         dataset = getattr(medmnist, INFO[entry.name]["python_class"])
         dataset(split="train", download=True, root=str(folder), size=size)

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from maehpc.data.catalogue import SplitName
+from maehpc.catalogue import SplitName
 from maehpc.data.pack import Pack
 from maehpc.recipes import DataSettings
 

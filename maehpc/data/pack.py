@@ -23,8 +23,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from maehpc.catalogue import SPLITS, SplitName, Task
 from maehpc.data.blocks import blocks
-from maehpc.data.catalogue import SPLITS, SplitName, Task
 from maehpc.data.sources.raw import Images, Labels, one_line
 from maehpc.errors import InputError
 

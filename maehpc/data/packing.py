@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maehpc import files
-from maehpc.data.catalogue import SPLITS, SplitName
+from maehpc.catalogue import SPLITS, SplitName
 from maehpc.data.pack import FORMAT, ArrayDigest
 from maehpc.data.sources.raw import Images, ImageStream, RawSplits
 from maehpc.errors import InputError
@@ -108,7 +108,12 @@ def _write(handle: h5py.File, raw: RawSplits, sink: _Sink) -> None:
         statistics = _Statistics(shape[2])
         written = 0
         for block in images.blocks:
-            stored[written : written + len(block)] = block
+            try:
+                stored[written : written + len(block)] = block
+            except OSError as error:
+                if error.errno is None and "allocation failed" in str(error):  # HDF5 has no word of its own for it
+                    raise MemoryError(str(error)) from error
+                raise
             sink.check()
             written += len(block)
             digest.update(block)

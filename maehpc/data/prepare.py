@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from maehpc.data.catalogue import Entry, catalogue
+from maehpc.catalogue import Entry, catalogue
 from maehpc.data.pack import OlderFormatError, Pack
 from maehpc.data.packing import write_pack
 from maehpc.data.sources import Source, catalogue_source, open_source

@@ -9,7 +9,7 @@ from maehpc.models.encoder import (
     patch_size,
     width,
 )
-from maehpc.models.loading import load_encoder, load_mae, load_mae_or_encoder, load_weights
+from maehpc.models.loading import head_counts, load_encoder, load_mae, load_mae_or_encoder, load_weights
 from maehpc.models.mae import MaeOutput, MaskedAutoencoder, visible_patches
 from maehpc.models.weights import read_metadata, read_weights, save_weights
 
@@ -23,6 +23,7 @@ __all__ = [
     "build_encoder",
     "grid_size",
     "has_class_token",
+    "head_counts",
     "load_encoder",
     "load_mae",
     "load_mae_or_encoder",

@@ -17,14 +17,31 @@ from maehpc.models import convert
 from maehpc.models.encoder import grid_size
 from maehpc.models.mae import MaskedAutoencoder
 from maehpc.models.positions import resized_positions
-from maehpc.models.weights import read_weights
+from maehpc.models.weights import read_metadata, read_weights
+
+_HEADS = {"heads": "encoder.heads", "decoder_heads": "pretrain.decoder.heads"}
+"""What a file's header tells of attention heads, and the setting that decides it."""
+
+
+def head_counts(module: nn.Module) -> dict[str, str]:
+    """Numbers of attention heads for a file's header, since no tensor's shape tells them.
+
+    Returns:
+        `heads` of the encoder, and `decoder_heads` where there is a decoder.
+    """
+    found: dict[str, str] = {}
+    for name, part in module.named_modules():
+        count = getattr(part, "num_heads", None)
+        if isinstance(count, int):
+            found.setdefault("decoder_heads" if name.startswith("decoder.") else "heads", str(count))
+    return found
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
     """Puts a file into the module whose `state_dict` was saved in it.
 
     Raises:
-        InputError: the file cannot be read, or its names or shapes are not the module's.
+        InputError: the file cannot be read, or its names, shapes or numbers of heads are not the module's.
     """
     _load(module, path, read_weights(path), {})
 
@@ -99,7 +116,19 @@ def _load(module: nn.Module, path: Path, state: dict[str, Tensor], positions: di
     for name in state:
         if name not in target:
             raise InputError(f"weights {path}: the model has no place for tensor {name}; {_fix(name, state)}")
+    _require_same_heads(module, path)
     module.load_state_dict(state)
+
+
+def _require_same_heads(module: nn.Module, path: Path) -> None:
+    """Refuses a file that says it was trained with other heads; one of others' making does not say."""
+    said = read_metadata(path) if path.suffix == ".safetensors" else {}
+    for key, count in head_counts(module).items():
+        if said.get(key, count) != count:
+            raise InputError(
+                f"weights {path}: they were trained with {said[key]} attention heads and the model has {count}; set "
+                f"{_HEADS[key]} to {said[key]}, or give another file"
+            )
 
 
 def _on_grid(positions: Tensor, target: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -13,6 +13,7 @@ from maehpc.recipes.settings import (
     MapSettings,
     OptimSettings,
     PretrainSettings,
+    ProbeSettings,
     Recipe,
     SensitivitySettings,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "MapSettings",
     "OptimSettings",
     "PretrainSettings",
+    "ProbeSettings",
     "Recipe",
     "SensitivitySettings",
     "list_recipes",

@@ -6,9 +6,11 @@ beyond the rounding of another kind of device.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from maehpc.recipes.plugins import METHODS, METRICS
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -22,10 +24,11 @@ ENCODER_SIZES: dict[str, tuple[int, int, int, int]] = {
 }
 """Width, depth, heads and patch size by name (Dosovitskiy et al. 2021; Touvron et al. 2021 for tiny, small)."""
 
-METHOD_ALIASES = {"deeplift": "deeplift-captum"}
-"""`deeplift` names captum's rules, the variant of the report; the stores always carry the full name."""
-
-METHODS = ("saliency", "gradcam", "deeplift-captum")
+DEFAULT_METHODS = ("saliency", "gradcam", "deeplift")
+SEARCHES = ("pgd", "topk", "centre", "targeted")
+"""Searches for an adversarial perturbation; see `SensitivitySettings`."""
+SEARCH_SCORES = ("change", "top", "spearman", "centre")
+"""What is stored of a search, an image and method: METHOD_KIND_SCORE; see `maehpc.explain.attacks.Attacked`."""
 
 
 class Settings(BaseModel):
@@ -114,7 +117,7 @@ class DecoderSettings(Settings):
 class OptimSettings(Settings):
     """Optimizer and learning-rate schedule, by optimizer step."""
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "lars"] = Field("adamw", description="lars: of the probe alone")
     lr: Annotated[float, Field(gt=0, le=1e30)] | None = Field(None, description="learning rate as it is")
     base_lr: Annotated[float, Field(gt=0, le=1e30)] | None = Field(
         None, description="learning rate at an effective batch of 256 (linear scaling rule)"
@@ -124,7 +127,7 @@ class OptimSettings(Settings):
         False, description="also decay CLS, mask tokens and positions, as the MAE reference does"
     )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="sgd only")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="sgd and lars only")
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     min_lr: Annotated[float, Field(ge=0)] = Field(0.0, description="where the cosine ends")
@@ -152,7 +155,7 @@ class CheckpointSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """What pretraining and finetuning share."""
+    """What the training stages share."""
 
     optim: OptimSettings
     epochs: Positive
@@ -171,6 +174,12 @@ class TrainingSettings(Settings):
             raise ValueError(f"optim.warmup_epochs {warmup:g} leaves none of {self.epochs} epochs; set it below that")
         if self.crop_scale and not 0 < self.crop_scale[0] <= self.crop_scale[1]:
             raise ValueError("crop_scale must be two rising fractions above 0, for example [0.2, 1.0]")
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_fits(self) -> Self:
+        if self.optim.name == "lars" and not isinstance(self, ProbeSettings):
+            raise ValueError("optim.name: lars trains the linear layer of the probe stage; choose adamw, adam or sgd")
         return self
 
 
@@ -228,6 +237,34 @@ class FinetuneSettings(TrainingSettings):
         return self
 
 
+class ProbeSettings(TrainingSettings):
+    """A linear classifier on frozen, normalised features, by LARS (He et al. 2022, appendix A.1, table 10).
+
+    The published batch of 16384 would leave sets of some thousand images one step an epoch, which is too few for LARS:
+    its steps are in proportion to the weights, and those begin small. The defaults are a batch that such sets can fill
+    at the published rate a step (6.4 = 0.1 * 16384 / 256); `probe/mae` is the published recipe.
+    """
+
+    representation: Literal["cls", "mean"] = Field("cls", description="CLS token, or mean of the patch tokens")
+    optim: OptimSettings = OptimSettings(name="lars", lr=6.4, momentum=0.9, schedule="cosine", warmup_epochs=10)
+    epochs: Positive = 90
+    batch_size: Positive = Field(64, description="images an optimizer step; all of them where there are fewer")
+    images: Positive | None = Field(
+        None, description="seeded, class-balanced subset of the train split; all where null"
+    )
+    crop_scale: tuple[Fraction, Fraction] | None = Field(
+        None,
+        description="random resized crop and flip, by which features are computed in every step; once where null",
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the encoder; the linear layer's is fp32")
+
+    @model_validator(mode="after")
+    def _in_one_piece(self) -> Self:
+        if self.accumulate != 1:
+            raise ValueError("accumulate cuts nothing here, features always come in small batches; leave it at 1")
+        return self
+
+
 class GradCamSettings(Settings):
     """GradCAM on tokens reshaped to the patch grid (Selvaraju et al. 2017)."""
 
@@ -243,21 +280,58 @@ class GradCamSettings(Settings):
 
 
 class DeepLiftSettings(Settings):
-    """DeepLIFT with captum's rules (Shrikumar et al. 2017)."""
+    """The reference input of DeepLIFT, and of every other method that measures from one."""
 
     baseline: Literal["mean", "black"] = Field("mean", description="mean: 0 in normalised space; black: pixel value 0")
 
 
-class SensitivitySettings(Settings):
-    """Max explanation sensitivity by uniform sampling (Yeh et al. 2019, equation 1)."""
+class SearchSettings(Settings):
+    """The search for the perturbation that changes an explanation most (Ghorbani et al. 2019, algorithm 1)."""
 
-    samples: Annotated[int, Field(ge=0)] = Field(10, description="perturbations an image; 0 leaves sensitivity out")
+    steps: Positive = Field(20, description="steps of projected gradient ascent in the same ball as `random`")
+    step_size: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="of a step, in units of `space`; 2.5 radius / steps where null"
+    )
+    top: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="share of the map that counts as its top")
+    target: Literal["corner", "opposite"] = Field(
+        "corner", description="where `targeted` moves the map: the upper left quarter, or the least attributed part"
+    )
+
+
+class SensitivitySettings(Settings):
+    """How far an explanation moves inside a small ball around the image: by chance, and at worst.
+
+    `random` samples uniformly (Yeh et al. 2019, equation 1). The others search by gradient ascent, the prediction
+    unchanged: `pgd` maximises that same relative change of the map; `topk`, `centre` and `targeted` are Ghorbani et
+    al.'s (2019) attacks on the top features, the centre of mass and towards a region.
+    """
+
+    kinds: tuple[Literal["random", "pgd", "topk", "centre", "targeted"], ...] = ("random",)
+    samples: Annotated[int, Field(ge=0)] = Field(10, description="perturbations an image; 0 leaves `random` out")
     radius: Annotated[float, Field(gt=0)] = Field(0.02, description="half side of the L-inf ball, in units of `space`")
     space: Literal["normalised", "pixel"] = Field("normalised", description="pixel values lie in [0, 1]")
     clip: bool = Field(False, description="clip the perturbed image to valid pixel values")
     norm: Literal["l2", "l1", "linf"] = Field(
         "l2", description="norm of the map over all its elements; l2 is Frobenius"
     )
+    search: SearchSettings = SearchSettings()
+
+    @field_validator("kinds")
+    @classmethod
+    def _each_once(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(kinds)) != len(kinds):
+            raise ValueError("name each kind once")
+        return kinds
+
+    @property
+    def drawn(self) -> int:
+        """Random perturbations an image."""
+        return self.samples if "random" in self.kinds else 0
+
+    @property
+    def searches(self) -> tuple[str, ...]:
+        """The kinds that search."""
+        return tuple(kind for kind in self.kinds if kind in SEARCHES)
 
 
 class MapSettings(Settings):
@@ -277,26 +351,47 @@ class ExplainSettings(Settings):
 
     split: Literal["train", "val", "test"] = "test"
     images: Positive | None = Field(None, description="the first so many of the split; all where null")
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = Field(DEFAULT_METHODS, description=f"of {', '.join(METHODS)}")
+    options: dict[str, dict[str, Any]] = Field(
+        {}, description="a method's or metric's own settings, by its name, as {integrated-gradients: {steps: 64}}"
+    )
     target: Literal["prediction", "label"] = Field(
         "prediction", description="class explained: the unperturbed image's prediction, or the label"
     )
     gradcam: GradCamSettings = GradCamSettings()
     deeplift: DeepLiftSettings = DeepLiftSettings()
     sensitivity: SensitivitySettings = SensitivitySettings()
-    batch_size: Positive = 32
+    metrics: tuple[str, ...] = Field((), description=f"further measures of trust, of {', '.join(METRICS)}")
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+        "fp32", description="of matrix products with weights; tf32 needs a GPU. All else is computed in fp32"
+    )
+    noise_floor_images: Annotated[int, Field(ge=0)] = Field(
+        4, description="images of the split whose maps are also computed in float64, to tell rounding from sensitivity"
+    )
+    batch_size: Positive | None = Field(
+        None, description="images a pass, with all their perturbations; as many as the device's memory takes where null"
+    )
     maps: MapSettings = MapSettings()
 
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
-        full = tuple(METHOD_ALIASES.get(method, method) for method in methods)
-        for method in full:
+        for method in methods:
             if method not in METHODS:
-                raise ValueError(f"'{method}' is none of {', '.join((*METHODS, *METHOD_ALIASES))}")
-        if not full or len(set(full)) != len(full):
+                raise ValueError(f"'{method}' is none of {', '.join(METHODS)}")
+        if not methods or len(set(methods)) != len(methods):
             raise ValueError("name each method once, and at least one")
-        return full
+        return methods
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        for metric in metrics:
+            if metric not in METRICS:
+                raise ValueError(f"'{metric}' is none of {', '.join(METRICS)}")
+        if len(set(metrics)) != len(metrics):
+            raise ValueError("name each metric once")
+        return metrics
 
 
 class Recipe(Settings):
@@ -308,6 +403,7 @@ class Recipe(Settings):
     encoder: EncoderSettings = EncoderSettings()
     pretrain: PretrainSettings = PretrainSettings()
     finetune: FinetuneSettings = FinetuneSettings()
+    probe: ProbeSettings = ProbeSettings()
     explain: ExplainSettings = ExplainSettings()
 
     @field_validator("datasets")

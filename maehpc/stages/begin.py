@@ -10,32 +10,20 @@ from maehpc import files
 from maehpc.data import dataset_name
 from maehpc.errors import InputError
 from maehpc.experiment import Experiment
-from maehpc.ownership import shared_use, turn
-from maehpc.recipes import Recipe, read_recipe, recipe_yaml
+from maehpc.ownership import PATIENCE_S, shared_use, turn
+from maehpc.recipes import Recipe, recipe_yaml
+from maehpc.recipes.begun import begun_recipe
 from maehpc.stages.context import Context, differing_fields
-from maehpc.stages.inputs import open_pack
+from maehpc.stages.inputs import prepared_pack
 from maehpc.stages.provenance import provenance, record
 
 DECIDED_BY = {
     "pretrain": ("seed", "data", "encoder", "pretrain"),
     "finetune": ("seed", "data", "encoder", "finetune"),
+    "probe": ("seed", "data", "encoder", "probe"),
     "ledger": ("seed", "data", "encoder", "finetune", "explain"),
 }
 """Sections of a recipe that may not change once the experiment holds that folder."""
-
-
-def existing_recipe(experiment: Experiment) -> Recipe | None:
-    """The recipe an experiment was begun with, or None where it is new.
-
-    Raises:
-        InputError: it cannot be read, or there are results without one.
-    """
-    if experiment.recipe.is_file():
-        return read_recipe(experiment.recipe)
-    for folder in ("pretrain", "finetune", "maps", "ledger"):
-        if (experiment.root / folder).is_dir():
-            raise InputError(f"{experiment.root} holds results but no recipe.yaml; restore it, or give another --name")
-    return None
 
 
 def _decided(recipe: Recipe, folder: str) -> dict[str, Any]:
@@ -43,7 +31,7 @@ def _decided(recipe: Recipe, folder: str) -> dict[str, Any]:
     values["data"].pop("resident_bytes")
     if folder == "pretrain":
         values["encoder"].pop("weights")
-    for section in ("pretrain", "finetune"):
+    for section in ("pretrain", "finetune", "probe"):
         values.get(section, {}).pop("checkpoint", None)
     return values
 
@@ -54,7 +42,7 @@ def settled_recipe(experiment: Experiment, recipe: Recipe) -> Recipe:
     Raises:
         InputError: it would change what the experiment already holds.
     """
-    before = existing_recipe(experiment)
+    before = begun_recipe(experiment)
     if before is None:
         return recipe
     for folder in DECIDED_BY:
@@ -74,7 +62,8 @@ def settled_recipe(experiment: Experiment, recipe: Recipe) -> Recipe:
 def begin(context: Context, command: list[str], stages: Collection[str]) -> Iterator[None]:
     """Packs the data, writes recipe.yaml and provenance.json, and keeps the recipe unchanged for the block's length.
 
-    Several runs may use one experiment at once as long as none changes its recipe.
+    Rank 0 does all of it; the others wait. Several runs may use one experiment at once as long as none changes its
+    recipe.
 
     Args:
         context: of the run.
@@ -85,21 +74,28 @@ def begin(context: Context, command: list[str], stages: Collection[str]) -> Iter
         InputError: a data set cannot be had, the recipe contradicts the experiment, or another run uses the old one.
         RunError: the results folder cannot be written.
     """
+    with ExitStack() as until_end:
+        context.world.from_leader(lambda: _settle(context, command, stages, until_end))
+        yield
+
+
+def _settle(context: Context, command: list[str], stages: Collection[str], until_end: ExitStack) -> None:
     experiment, recipe = context.experiment, context.recipe
     settled_recipe(experiment, recipe)
     digests = _packed(context, stages)
     files.require_writable(experiment.root)
-    with ExitStack() as until_end:
-        with turn(experiment.root / ".turn"):
-            before = existing_recipe(experiment)
-            settled = settled_recipe(experiment, recipe)
-            changed = before is None or before.model_copy(update={"datasets": settled.datasets}) != settled
-            refusal = f"{experiment.root} is in use by a run of another recipe; wait for it, or give another --name"
-            share = until_end.enter_context(shared_use(experiment.root / ".lock", refusal, alone=changed))
-            files.write_text(experiment.recipe, recipe_yaml(settled))
-            record(experiment.provenance, provenance(command, context.device, digests))
-            share()
-        yield
+    # An earlier start of the same job may still hold the locks, on a host that was given up; it is about to end.
+    patience_s = PATIENCE_S if context.identity else 0.0
+    with turn(experiment.root / ".turn"):
+        before = begun_recipe(experiment)
+        settled = settled_recipe(experiment, recipe)
+        changed = before is None or before.model_copy(update={"datasets": settled.datasets}) != settled
+        refusal = f"{experiment.root} is in use by a run of another recipe; wait for it, or give another --name"
+        use = shared_use(experiment.root / ".lock", refusal, alone=changed, patience_s=patience_s)
+        share = until_end.enter_context(use)
+        files.write_text(experiment.recipe, recipe_yaml(settled))
+        record(experiment.provenance, provenance(command, context.device, digests))
+        share()
 
 
 def _packed(context: Context, stages: Collection[str]) -> dict[str, str]:
@@ -109,7 +105,7 @@ def _packed(context: Context, stages: Collection[str]) -> dict[str, str]:
         name = dataset_name(dataset)
         if name in digests:
             raise InputError(f"datasets: two of them are called '{name}'; rename one of the files")
-        with open_pack(context, dataset) as pack:
+        with prepared_pack(context, dataset) as pack:
             digests[name] = pack.info.digest
             if "explain" in stages and context.recipe.explain.target == "label" and pack.info.task == "multi-label":
                 raise InputError(

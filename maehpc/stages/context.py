@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ import torch
 from maehpc import files
 from maehpc.errors import InputError
 from maehpc.experiment import Experiment
+from maehpc.interruption import Stop
 from maehpc.ownership import Owner, own
 from maehpc.progress import Progress
 from maehpc.recipes import Recipe
+from maehpc.training.distributed import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Context:
         device: what computes.
         packs: folder of packed data sets.
         progress: where to report.
+        world: the ranks that compute together, this process one of them.
+        stop: whether somebody wants the work to be saved and ended.
+        identity: names the job of the scheduler that this is a start of; None where there is none.
     """
 
     experiment: Experiment
@@ -40,6 +45,9 @@ class Context:
     device: torch.device
     packs: Path
     progress: Progress
+    world: World = ALONE
+    stop: Stop = field(default_factory=Stop)
+    identity: str | None = None
 
 
 def differing_fields(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -92,25 +100,35 @@ class StageFolder:
 
 
 @contextmanager
-def stage_folder(path: Path, inputs: Mapping[str, Any]) -> Iterator[tuple[StageFolder, Owner]]:
-    """Owns a stage's folder and settles its inputs.
+def stage_folder(
+    path: Path, inputs: Mapping[str, Any], world: World = ALONE, identity: str | None = None
+) -> Iterator[tuple[StageFolder, Owner]]:
+    """Owns a stage's folder and settles its inputs; rank 0 does, for all.
 
     Args:
         path: STAGE/DATASET of an experiment.
         inputs: everything that decides the result, as JSON.
+        world: the ranks of the run.
+        identity: of the run, as in `own`.
 
     Raises:
         InputError: another process owns the folder, or it holds results of other inputs.
         RunError: it cannot be written.
     """
     inputs = json.loads(files.canonical_json(inputs))
-    refuse_other_inputs(path / "stage.json", inputs)  # before an attempt is begun, which would fence a live one
-    files.require_writable(path)
-    with own(path) as owner:
-        refuse_other_inputs(path / "stage.json", inputs)
-        files.remove_partials(path)
-        files.write_json(path / "stage.json", inputs)
-        yield StageFolder(path, files.digest(inputs)), owner
+    with ExitStack() as until_end:
+
+        def settle() -> int:
+            refuse_other_inputs(path / "stage.json", inputs)  # before an attempt is begun, which would fence a live one
+            files.require_writable(path)
+            owner = until_end.enter_context(own(path, identity))
+            refuse_other_inputs(path / "stage.json", inputs)
+            files.remove_partials(path)
+            files.write_json(path / "stage.json", inputs)
+            return owner.attempt
+
+        attempt = world.from_leader(settle)
+        yield StageFolder(path, files.digest(inputs)), Owner(path, attempt)
 
 
 def refuse_other_inputs(path: Path, inputs: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from torch import Tensor
 from maehpc import files
 from maehpc.data import Pack, dataset_name
 from maehpc.devices import make_reproducible
-from maehpc.errors import InputError
+from maehpc.errors import InputError, Interrupted
 from maehpc.explain import Explainer, Explanation, NoiseKey
+from maehpc.explain.methods import Method
 from maehpc.maps import ArrayLayout, MapStore, StoreLayout
 from maehpc.models import Classifier, grid_size, load_weights
-from maehpc.ownership import own
+from maehpc.ownership import Owner, own
 from maehpc.recipes import ExplainSettings
+from maehpc.recipes.settings import SEARCH_SCORES
 from maehpc.stages.context import Context, differing_fields, read_json
 from maehpc.stages.finetune import CLASSIFIER, new_classifier
 from maehpc.stages.inputs import data_inputs, open_pack, split_batches, stage_output
@@ -31,7 +33,7 @@ NAME = "explain"
 
 
 def explain(context: Context, dataset: str) -> dict[str, Any]:
-    """Explains one data set's split; shards that stand whole are not computed again.
+    """Explains one data set's split; shards that stand whole are not computed again. Each rank takes some of them.
 
     Returns:
         `dataset`, `images`, `shards`, `computed` (shards of this run) and `store` (its path).
@@ -39,11 +41,11 @@ def explain(context: Context, dataset: str) -> dict[str, Any]:
     Raises:
         InputError: no classifier, wrong settings, or the store holds other results.
         RunError: the disk refused, or a newer attempt took over.
+        Interrupted: somebody wanted to stop; a shard that was not finished is computed again.
     """
     make_reproducible(context.device)
-    recipe, name = context.recipe, dataset_name(dataset)
-    classifier_path, classifier_digest = stage_output(context, "finetune", name, CLASSIFIER)
-    refuse_other_classifier(context, name)
+    recipe, name, world = context.recipe, dataset_name(dataset), context.world
+    classifier_path, classifier_digest = finished_classifier(context, name)
     with open_pack(context, dataset) as pack:
         inputs = {
             **data_inputs(context, pack),
@@ -55,26 +57,24 @@ def explain(context: Context, dataset: str) -> dict[str, Any]:
             },
             "explain": recipe.explain.model_dump(mode="json"),
         }
-        batches = split_batches(context, pack, recipe.explain.split, NAME)
-        classifier = load_classifier(context, pack, classifier_path)
-        explainer = Explainer(classifier, recipe.explain, batches.preprocess, NoiseKey(recipe.seed, name))
+        batches = world.alike(lambda: split_batches(context, pack, recipe.explain.split, NAME))
+        classifier = world.alike(lambda: load_classifier(context, pack, classifier_path))
+        explainer = Explainer(
+            classifier, recipe.explain, batches.preprocess, NoiseKey(recipe.seed, name), len(batches.split)
+        )
+        files_read = {name: dict(metric.inputs) for name, metric in explainer.metrics.items() if metric.inputs}
+        if files_read:
+            inputs["metrics"] = files_read
         count = min(recipe.explain.images or len(batches.split), len(batches.split))
-        layout = store_layout(context, pack, batches, grid_size(classifier.encoder), count, classifier_digest)
+        layout = store_layout(
+            context, pack, batches, explainer, grid_size(classifier.encoder), count, classifier_digest
+        )
         with open_store(context, name, layout, inputs) as store:
-            missing = store.missing(deep=True)
-            finished = layout.shards - len(missing)
+            missing = world.from_leader(lambda: store.missing(deep=True))
             if not missing:
                 context.progress.say(f"{NAME} {name}: already done")
-            shard_size = layout.shard_images
-            done = min(finished * shard_size, count)
-            with context.progress.bar(f"{NAME} {name}", count, done) as bar:
-                for shard in missing:
-                    indices = torch.arange(shard * shard_size, min((shard + 1) * shard_size, count))
-                    parts = []
-                    for chunk in indices.split(recipe.explain.batch_size):
-                        parts.append(explain_batch(explainer, batches, chunk, recipe.explain))
-                        bar.advance(len(chunk))
-                    store.write_shard(shard, concatenated(parts))
+            ours = missing[world.rank :: world.size]
+            world.together(lambda: write_shards(context, store, ours, explainer, batches), context.stop)
             return {
                 "dataset": name,
                 "images": count,
@@ -82,6 +82,65 @@ def explain(context: Context, dataset: str) -> dict[str, Any]:
                 "computed": len(missing),
                 "store": str(context.experiment.maps(name)),
             }
+
+
+def finished_classifier(context: Context, name: str) -> tuple[Path, str]:
+    """Path and SHA-256 of the classifier to explain, once it is known to be the recipe's; rank 0 looks, for all.
+
+    Raises:
+        InputError: there is none, or it is another recipe's.
+    """
+
+    def find() -> tuple[str, str]:
+        path, digest = stage_output(context, "finetune", name, CLASSIFIER)
+        refuse_other_classifier(context, name)
+        return str(path), digest
+
+    path, digest = context.world.from_leader(find)
+    return Path(path), digest
+
+
+def write_shards(context: Context, store: MapStore, shards: list[int], explainer: Explainer, batches: Batches) -> None:
+    """Computes and records shards, one after the other.
+
+    Raises:
+        RunError: the disk refused, or a newer attempt took over.
+        Interrupted: somebody wanted to stop, between two batches.
+    """
+    world, label = context.world, f"{NAME} {store.attributes['dataset']}"
+    images = sum(len(store.images(shard)) for shard in shards)
+    # A rank tells of its own part, and of all ranks' speed by it.
+    total = max(images, -(-store.layout.images // world.size))
+    with context.progress.bar(label, total, total - images, world.size) as bar:
+        for shard in shards:
+            wanted = store.images(shard)
+            parts = []
+            for chunk in whole_groups(wanted, explainer.group, explainer.group * explainer.workers, len(batches.split)):
+                if context.stop.reason is not None:
+                    raise Interrupted(label, context.stop.reason)
+                kept = [place for place, image in enumerate(chunk) if image in wanted]
+                arrays = explain_batch(explainer, batches, torch.tensor(chunk), context.recipe.explain)
+                parts.append({name: values[kept[0] : kept[-1] + 1] for name, values in arrays.items()})
+                for warning in explainer.take_warnings():
+                    context.progress.warn(f"{label}: {warning}")
+                bar.advance(len(kept))
+            store.write_shard(shard, concatenated(parts))
+
+
+def whole_groups(wanted: range, group: int, chunk: int, images: int) -> Iterator[range]:
+    """Cuts a shard's images into chunks of whole groups, so that an image has the same group however a split is cut.
+
+    Where a shard ends inside a group, the rest of the group is computed with it and dropped.
+
+    Args:
+        wanted: the shard's images.
+        group: images computed as one; groups begin at its multiples.
+        chunk: images at a time, a multiple of `group`.
+        images: in the split.
+    """
+    start = wanted.start // group * group
+    stop = min(-(-wanted.stop // group) * group, images)
+    return (range(place, min(place + chunk, stop)) for place in range(start, stop, chunk))
 
 
 def refuse_other_classifier(context: Context, name: str) -> None:
@@ -118,11 +177,19 @@ def load_classifier(context: Context, pack: Pack, path: Path) -> Classifier:
 
 @contextmanager
 def open_store(context: Context, name: str, layout: StoreLayout, inputs: dict[str, Any]) -> Iterator[MapStore]:
-    """Owns the data set's store and begins or reopens it."""
-    ledger = context.experiment.ledger(name)
-    files.require_writable(ledger)
-    with own(ledger) as owner:
-        yield MapStore.create(context.experiment.maps(name), ledger, layout, inputs, owner)
+    """Owns the data set's store and begins or reopens it; rank 0 does, and all may write shards."""
+    path, ledger = context.experiment.maps(name), context.experiment.ledger(name)
+    with ExitStack() as until_end:
+        ours: list[MapStore] = []
+
+        def begin() -> int:
+            files.require_writable(ledger)
+            owner = until_end.enter_context(own(ledger, context.identity))
+            ours.append(MapStore.create(path, ledger, layout, inputs, owner))
+            return owner.attempt
+
+        attempt = context.world.from_leader(begin)
+        yield context.world.alike(lambda: ours[0] if ours else MapStore.open(path, ledger, Owner(ledger, attempt)))
 
 
 def explain_batch(
@@ -146,9 +213,15 @@ def stored_arrays(explanation: Explanation, labels: Tensor) -> dict[str, Tensor]
         "target": explanation.target,
         "logits": explanation.logits,
         **explanation.maps,
+        **explanation.metrics,
     }
     for method, values in explanation.completeness.items():
         arrays[f"{method}_completeness"] = values
+    for method, values in explanation.floor.items():
+        arrays[f"{method}_floor"] = values
+    for name, found in explanation.searched.items():
+        for score in SEARCH_SCORES:
+            arrays[f"{name}_{score}"] = getattr(found, score)
     if explanation.flipped.shape[1] == 0:
         return arrays  # no perturbation was asked for
     arrays["flipped"] = explanation.flipped
@@ -164,18 +237,26 @@ def concatenated(parts: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def map_layout(method: str, settings: ExplainSettings, side: int, channels: int, grid: tuple[int, int]) -> ArrayLayout:
+def map_layout(
+    method: Method, settings: ExplainSettings, side: int, channels: int, grid: tuple[int, int]
+) -> ArrayLayout:
     """Dimensions of one image's map."""
     dtype = settings.maps.dtype
-    if method == "gradcam" and settings.gradcam.upsample == "none":
+    if method.map_kind == "grid":
         return ArrayLayout(("grid_y", "grid_x"), grid, dtype)
-    if method == "gradcam" or settings.maps.channels == "reduced":
+    if method.map_kind == "plane" or settings.maps.channels == "reduced":
         return ArrayLayout(("y", "x"), (side, side), dtype)
     return ArrayLayout(("channel", "y", "x"), (channels, side, side), dtype)
 
 
 def store_layout(
-    context: Context, pack: Pack, batches: Batches, grid: tuple[int, int], count: int, classifier: str
+    context: Context,
+    pack: Pack,
+    batches: Batches,
+    explainer: Explainer,
+    grid: tuple[int, int],
+    count: int,
+    classifier: str,
 ) -> StoreLayout:
     """Arrays, dimensions and attributes of the store of one split."""
     settings, data, info = context.recipe.explain, context.recipe.data, pack.info
@@ -189,15 +270,21 @@ def store_layout(
         "target": ArrayLayout((), (), "int64"),
         "logits": ArrayLayout(("class",), (classes,), "float32"),
     }
-    samples = settings.sensitivity.samples
-    for method in settings.methods:
-        arrays[method] = map_layout(method, settings, side, data.channels, grid)
-        if method.startswith("deeplift"):
-            arrays[f"{method}_completeness"] = ArrayLayout((), (), "float32")
+    samples, score = settings.sensitivity.drawn, ArrayLayout((), (), "float32")
+    for name, method in explainer.methods.items():
+        arrays[name] = map_layout(method, settings, side, data.channels, grid)
+        arrays[f"{name}_floor"] = score
+        if method.complete:
+            arrays[f"{name}_completeness"] = score
+        for kind in settings.sensitivity.searches:
+            arrays |= {f"{name}_{kind}_{part}": score for part in SEARCH_SCORES}
         if samples:
-            arrays[f"{method}_sensitivity"] = ArrayLayout(("sample",), (samples,), "float32")
-            arrays[f"{method}_sensitivity_max"] = ArrayLayout((), (), "float32")
-            arrays[f"{method}_sensitivity_mean"] = ArrayLayout((), (), "float32")
+            arrays[f"{name}_sensitivity"] = ArrayLayout(("sample",), (samples,), "float32")
+            arrays[f"{name}_sensitivity_max"] = score
+            arrays[f"{name}_sensitivity_mean"] = score
+        for metric, measure in explainer.metrics.items():
+            for part, (dims, shape) in measure.arrays().items():
+                arrays["_".join(filter(None, (name, metric, part)))] = ArrayLayout(dims, shape, "float32")
     if samples:
         arrays["flipped"] = ArrayLayout(("sample",), (samples,), "bool")
     if settings.maps.pixels:
@@ -213,6 +300,9 @@ def store_layout(
         "explain": settings.model_dump(mode="json"),
         "seed": context.recipe.seed,
         "image_size": side,
+        "coordinates": {
+            dim: list(places) for metric in explainer.metrics.values() for dim, places in metric.coordinates().items()
+        },
         "mean": list(batches.preprocess.mean),
         "std": list(batches.preprocess.std),
     }

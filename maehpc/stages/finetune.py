@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from maehpc import files, keys
-from maehpc.data import Pack, SplitName, dataset_name, subset
+from maehpc import files
+from maehpc.data import Pack, dataset_name
 from maehpc.devices import make_reproducible
 from maehpc.errors import InputError
-from maehpc.models import Classifier, build_classifier, load_encoder, save_weights
+from maehpc.models import Classifier, build_classifier, head_counts, load_encoder, save_weights
 from maehpc.recipes import EncoderSettings
 from maehpc.stages.context import Context, stage_folder
-from maehpc.stages.inputs import data_inputs, open_pack, split_batches, stage_output
+from maehpc.stages.inputs import data_inputs, labelled_splits, open_pack, stage_output
 from maehpc.stages.pretrain import ENCODER
-from maehpc.training.finetune import NAME, FinetuneTask, LabelledImages
+from maehpc.training.finetune import NAME, FinetuneTask
 from maehpc.training.loop import Loop, train
 
 CLASSIFIER = "classifier.safetensors"
@@ -43,10 +41,16 @@ def first_weights(context: Context, dataset: str) -> tuple[Path | None, str]:
         InputError: the file is missing, or pretraining is not done.
     """
     weights = context.recipe.encoder.weights
-    if weights == "pretrain":
-        return stage_output(context, "pretrain", dataset_name(dataset), ENCODER)
-    path = weights_file(context.recipe.encoder)
-    return (None, weights) if path is None else (path, files.sha256_file(path))
+
+    def find() -> tuple[str | None, str]:
+        if weights == "pretrain":
+            path, digest = stage_output(context, "pretrain", dataset_name(dataset), ENCODER)
+            return str(path), digest
+        file = weights_file(context.recipe.encoder)
+        return (None, weights) if file is None else (str(file), files.sha256_file(file))
+
+    found, identity = context.world.from_leader(find)
+    return None if found is None else Path(found), identity
 
 
 def finetune(context: Context, dataset: str) -> dict[str, Any]:
@@ -58,9 +62,10 @@ def finetune(context: Context, dataset: str) -> dict[str, Any]:
     Raises:
         InputError: wrong data or weights, or the folder holds another recipe's results.
         RunError: the loss is not finite, or the disk refused.
+        Interrupted: somebody wanted to stop.
     """
     make_reproducible(context.device)
-    recipe, name = context.recipe, dataset_name(dataset)
+    recipe, name, world = context.recipe, dataset_name(dataset), context.world
     weights, identity = first_weights(context, dataset)
     with open_pack(context, dataset) as pack:
         inputs = {
@@ -69,24 +74,30 @@ def finetune(context: Context, dataset: str) -> dict[str, Any]:
             "weights": identity,
             "finetune": recipe.finetune.model_dump(mode="json", exclude={"checkpoint"}),
         }
-        with stage_folder(context.experiment.stage(NAME, name), inputs) as (folder, owner):
-            if found := folder.result():
+        path = context.experiment.stage(NAME, name)
+        with stage_folder(path, inputs, world, context.identity) as (folder, owner):
+            if found := world.from_leader(folder.result):
                 context.progress.say(f"{NAME} {name}: already done")
                 return found
-            classifier = new_classifier(context, pack, weights)
-            train_images, val, test = labelled_images(context, pack)
-            task = FinetuneTask(classifier, train_images, val, pack.info.task, recipe.finetune, recipe.seed)
+            classifier = world.alike(lambda: new_classifier(context, pack, weights))
+            splits = world.alike(lambda: labelled_splits(context, pack, NAME, recipe.finetune))
+            train_split, val, kind, stop = splits["train"], splits["val"], pack.info.task, context.stop
+            task = FinetuneTask(classifier, train_split, val, kind, recipe.finetune, recipe.seed, world, stop)
             loop = Loop(f"{NAME} {name}", NAME, recipe.seed, recipe.finetune)
-            train(task, loop, folder.path, folder.digest, owner, context.progress)
-            splits = {"train": train_images, "val": val, "test": test}
+            train(task, loop, folder.path, folder.digest, owner, context.progress, world, stop)
             facts = {
                 "scores": {split: task.score(images) for split, images in splits.items()},
                 "images": {split: len(images.indices) for split, images in splits.items()},
                 "dataset": dataset_facts(pack),
             }
-            owner.still_owner()
-            save_weights(folder.path / CLASSIFIER, classifier.state_dict(), {"kind": "classifier"})
-            return folder.finish(owner, [CLASSIFIER], facts)
+
+            def finish() -> dict[str, Any]:
+                owner.still_owner()
+                about = {"kind": "classifier", **head_counts(classifier)}
+                save_weights(folder.path / CLASSIFIER, classifier.state_dict(), about)
+                return folder.finish(owner, [CLASSIFIER], facts)
+
+            return world.from_leader(finish)
 
 
 def dataset_facts(pack: Pack) -> dict[str, Any]:
@@ -118,17 +129,3 @@ def new_classifier(context: Context, pack: Pack, weights: Path | None) -> Classi
     if weights is not None:
         load_encoder(classifier.encoder, weights)
     return classifier.to(context.device)
-
-
-def labelled_images(context: Context, pack: Pack) -> tuple[LabelledImages, LabelledImages, LabelledImages]:
-    """The training images (a seeded subset), the val and the test split."""
-    settings, seed = context.recipe.finetune, context.recipe.seed
-    train_batches = split_batches(context, pack, "train", NAME, settings.crop_scale)
-    count = min(settings.images or len(train_batches.split), len(train_batches.split))
-    chosen = subset(train_batches.split.labels.cpu(), count, keys.derive(seed, NAME, "subset"))
-
-    def whole(split: SplitName) -> LabelledImages:
-        batches = split_batches(context, pack, split, NAME)
-        return LabelledImages(batches, torch.arange(len(batches.split)))
-
-    return LabelledImages(train_batches, chosen), whole("val"), whole("test")

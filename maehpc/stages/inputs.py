@@ -5,24 +5,43 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from maehpc import files
-from maehpc.data import CropFlip, Pack, Preprocess, SplitName, open_split, prepare
+import torch
+
+from maehpc import files, keys
+from maehpc.data import CropFlip, Pack, Preprocess, SplitName, open_split, prepare, subset
 from maehpc.errors import InputError
-from maehpc.recipes import DataSettings
+from maehpc.recipes import DataSettings, FinetuneSettings, ProbeSettings
 from maehpc.stages.context import Context, read_json
 from maehpc.training.batches import Batches
+from maehpc.training.finetune import LabelledImages
 
-RESULT_FORMAT = 1
+RESULT_FORMAT = 2
 """Raised when the meaning of a stage's numbers changes, so that older results are not taken for newer ones."""
 
 
-def open_pack(context: Context, dataset: str) -> Pack:
-    """The data set's pack, made from its source where it is not there yet.
+def prepared_pack(context: Context, dataset: str) -> Pack:
+    """The data set's pack, made from its source where it is not there yet. For one rank.
 
     Raises:
         InputError: the data set is unknown, or its file is missing or corrupt.
     """
     return prepare(dataset, context.recipe.data.source_size, context.packs)
+
+
+def open_pack(context: Context, dataset: str) -> Pack:
+    """The data set's pack, on every rank; rank 0 makes it where it is not there yet.
+
+    Raises:
+        InputError: the data set is unknown, or its file is missing or corrupt.
+    """
+    world, ours = context.world, []
+
+    def path() -> str:
+        ours.append(prepared_pack(context, dataset))
+        return str(ours[0].path)
+
+    made = world.from_leader(path)
+    return world.alike(lambda: ours[0] if ours else Pack(Path(made)))
 
 
 def data_inputs(context: Context, pack: Pack) -> dict[str, Any]:
@@ -42,7 +61,7 @@ def split_batches(
 
 
 def stage_output(context: Context, stage: str, dataset: str, name: str) -> tuple[Path, str]:
-    """Path and SHA-256 of a file that an earlier stage finished.
+    """Path and SHA-256 of a file that an earlier stage finished. For one rank.
 
     Raises:
         InputError: that stage is not done for the data set.
@@ -58,3 +77,19 @@ def stage_output(context: Context, stage: str, dataset: str, name: str) -> tuple
     if not path.is_file() or files.sha256_file(path) != done["files"][name]:
         raise InputError(f"{path} does not match the digest in done.json; run `maehpc run {stage}` again")
     return path, done["files"][name]
+
+
+def labelled_splits(
+    context: Context, pack: Pack, name: str, settings: FinetuneSettings | ProbeSettings
+) -> dict[str, LabelledImages]:
+    """What the stage `name` learns from (a seeded subset of the train split), and the val and the test split."""
+    seed = context.recipe.seed
+    train = split_batches(context, pack, "train", name, settings.crop_scale)
+    count = min(settings.images or len(train.split), len(train.split))
+    chosen = subset(train.split.labels.cpu(), count, keys.derive(seed, name, "subset"))
+
+    def whole(split: SplitName) -> LabelledImages:
+        batches = split_batches(context, pack, split, name)
+        return LabelledImages(batches, torch.arange(len(batches.split)))
+
+    return {"train": LabelledImages(train, chosen), "val": whole("val"), "test": whole("test")}

@@ -9,10 +9,11 @@ from maehpc.stages.context import Context
 from maehpc.stages.explain import explain
 from maehpc.stages.finetune import finetune
 from maehpc.stages.pretrain import pretrain
+from maehpc.stages.probe import probe
 
 Stage = Callable[[Context, str], dict[str, Any]]
 
-STAGES: dict[str, Stage] = {"pretrain": pretrain, "finetune": finetune, "explain": explain}
+STAGES: dict[str, Stage] = {"pretrain": pretrain, "finetune": finetune, "probe": probe, "explain": explain}
 
 
 def stages_of(name: str, weights: str) -> list[str]:

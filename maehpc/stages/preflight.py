@@ -15,6 +15,7 @@ from maehpc.stages.context import Context
 from maehpc.stages.finetune import CLASSIFIER, weights_file
 from maehpc.stages.inputs import stage_output
 from maehpc.stages.pretrain import ENCODER, build_mae
+from maehpc.stages.probe import frozen_encoder
 
 _NO_DATA = PackInfo("none", "", "multi-class", ("0", "1"), "", (0.5,), (0.5,), {}, (1, 1, 1), 0.5, 0.5)
 """Stands for a data set where only the shapes that the recipe gives matter."""
@@ -34,7 +35,7 @@ def check(context: Context, stages: Collection[str]) -> None:
     recipe = context.recipe
     for dataset in recipe.datasets:
         name = dataset_name(dataset)
-        if "finetune" in stages and "pretrain" not in stages and recipe.encoder.weights == "pretrain":
+        if {"finetune", "probe"} & set(stages) and "pretrain" not in stages and recipe.encoder.weights == "pretrain":
             stage_output(context, "pretrain", name, ENCODER)
         if "explain" in stages and "finetune" not in stages:
             stage_output(context, "finetune", name, CLASSIFIER)
@@ -45,6 +46,9 @@ def check(context: Context, stages: Collection[str]) -> None:
                 f"pretrained; set it to pretrain (and pretrain.weights to the file that pretraining begins from)"
             )
         build_mae(recipe)
+    if "probe" in stages:
+        untrained = recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"weights": "scratch"})})
+        frozen_encoder(untrained, weights_file(recipe.encoder))
     if not {"finetune", "explain"} & set(stages):
         return
     encoder = recipe.encoder.model_copy(update={"weights": "scratch"})

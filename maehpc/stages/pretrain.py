@@ -12,7 +12,14 @@ from maehpc import files, keys
 from maehpc.data import Pack, dataset_name
 from maehpc.devices import make_reproducible
 from maehpc.errors import InputError
-from maehpc.models import MaskedAutoencoder, build_encoder, load_mae_or_encoder, save_weights, visible_patches
+from maehpc.models import (
+    MaskedAutoencoder,
+    build_encoder,
+    head_counts,
+    load_mae_or_encoder,
+    save_weights,
+    visible_patches,
+)
 from maehpc.recipes import Recipe
 from maehpc.stages.context import Context, StageFolder, stage_folder
 from maehpc.stages.inputs import data_inputs, open_pack, split_batches
@@ -33,28 +40,34 @@ def pretrain(context: Context, dataset: str) -> dict[str, Any]:
     Raises:
         InputError: wrong data, or the folder holds another recipe's results.
         RunError: the loss is not finite, or the disk refused.
+        Interrupted: somebody wanted to stop.
     """
     make_reproducible(context.device)
-    recipe, name = context.recipe, dataset_name(dataset)
+    recipe, name, world = context.recipe, dataset_name(dataset), context.world
     with open_pack(context, dataset) as pack:
         inputs = {
             **data_inputs(context, pack),
             "encoder": recipe.encoder.model_dump(mode="json", exclude={"weights"}),
             "pretrain": recipe.pretrain.model_dump(mode="json", exclude={"checkpoint", "weights"}),
-            "weights": recipe.pretrain.weights and files.sha256_file(first_file(recipe.pretrain.weights)),
+            "weights": recipe.pretrain.weights and world.from_leader(lambda: first_digest(recipe)),
         }
-        with stage_folder(context.experiment.stage(NAME, name), inputs) as (folder, owner):
-            if found := folder.result():
+        path = context.experiment.stage(NAME, name)
+        with stage_folder(path, inputs, world, context.identity) as (folder, owner):
+            if found := world.from_leader(folder.result):
                 context.progress.say(f"{NAME} {name}: already done")
                 return found
-            mae = build_mae(recipe).to(context.device)
-            batches = split_batches(context, pack, "train", NAME, recipe.pretrain.crop_scale)
-            task = PretrainTask(mae, batches, recipe.pretrain, recipe.seed)
+            mae = world.alike(lambda: build_mae(recipe).to(context.device))
+            batches = world.alike(lambda: split_batches(context, pack, "train", NAME, recipe.pretrain.crop_scale))
+            task = PretrainTask(mae, batches, recipe.pretrain, recipe.seed, world)
             loop = Loop(f"{NAME} {name}", NAME, recipe.seed, recipe.pretrain)
-            train(task, loop, folder.path, folder.digest, owner, context.progress)
-            owner.still_owner()
-            outputs = write_outputs(context, folder, mae, pack)
-            return folder.finish(owner, outputs, {"images": task.images, "dataset": name})
+            train(task, loop, folder.path, folder.digest, owner, context.progress, world, context.stop)
+
+            def finish() -> dict[str, Any]:
+                owner.still_owner()
+                outputs = write_outputs(context, folder, mae, pack)
+                return folder.finish(owner, outputs, {"images": task.images, "dataset": name})
+
+            return world.from_leader(finish)
 
 
 def first_file(weights: str) -> Path:
@@ -67,6 +80,12 @@ def first_file(weights: str) -> Path:
     if not path.is_file():
         raise InputError(f"pretrain.weights: {path} does not exist; give a weights file, or null to begin anew")
     return path
+
+
+def first_digest(recipe: Recipe) -> str:
+    """SHA-256 of the file that pretraining begins from."""
+    assert recipe.pretrain.weights is not None
+    return files.sha256_file(first_file(recipe.pretrain.weights))
 
 
 def build_mae(recipe: Recipe) -> MaskedAutoencoder:
@@ -87,8 +106,8 @@ def build_mae(recipe: Recipe) -> MaskedAutoencoder:
 def write_outputs(context: Context, folder: StageFolder, mae: MaskedAutoencoder, pack: Pack) -> list[str]:
     """Writes the encoder, the whole MAE and the reconstructions; returns the files' names."""
     mae.eval()
-    save_weights(folder.path / ENCODER, mae.encoder.state_dict(), {"kind": "encoder"})
-    save_weights(folder.path / MAE, mae.state_dict(), {"kind": "mae"})
+    save_weights(folder.path / ENCODER, mae.encoder.state_dict(), {"kind": "encoder", **head_counts(mae.encoder)})
+    save_weights(folder.path / MAE, mae.state_dict(), {"kind": "mae", **head_counts(mae)})
     if not context.recipe.pretrain.reconstructions:
         return [ENCODER, MAE]
     pictures = reconstruct(context, mae, pack)

@@ -16,6 +16,7 @@ import maehpc
 from maehpc import files
 from maehpc.devices import machine
 from maehpc.errors import InputError
+from maehpc.shipped import SNAPSHOT_MANIFEST
 
 PACKAGES = (
     *("torch", "torchvision", "timm", "captum", "medmnist", "zarr", "h5py", "numpy", "scipy", "scikit-learn"),
@@ -24,9 +25,16 @@ PACKAGES = (
 
 
 def code_version() -> dict[str, Any]:
-    """maehpc's version, and the commit of the checkout it runs from where there is one."""
+    """maehpc's version, and what else tells which code it is.
+
+    Returns:
+        `maehpc`, and `commit` with `modified` in a checkout, or `snapshot` in a copy that a job runs (its digest).
+    """
     version: dict[str, Any] = {"maehpc": maehpc.__version__}
     checkout = Path(maehpc.__file__).resolve().parent.parent
+    manifest = checkout / SNAPSHOT_MANIFEST
+    if manifest.is_file():
+        return version | {"snapshot": files.digest(json.loads(manifest.read_bytes()))}
     if (checkout / ".git").exists():
         try:
             commit = _git(checkout, "rev-parse", "HEAD")

@@ -52,7 +52,7 @@ def verify_results(path: Path, repair: bool = False) -> Findings:
         _pack(pack, findings)
     for experiment in experiments:
         _records(experiment, findings)
-        for stage in ("pretrain", "finetune"):
+        for stage in ("pretrain", "finetune", "probe"):
             for dataset in experiment.datasets_of(stage):
                 _training(experiment.stage(stage, dataset), findings)
         for dataset in experiment.mapped_datasets():

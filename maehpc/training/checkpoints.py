@@ -79,8 +79,17 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, digest: str, keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, digest: str, keep: int, vouch: Callable[[], None] = lambda: None
+) -> Path:
     """Writes one checkpoint and removes all but the newest `keep`.
+
+    Args:
+        folder: of the checkpoints.
+        checkpoint: what is written.
+        digest: of everything that decides the result.
+        keep: how many stay.
+        vouch: called when all is written and nothing is to be seen yet; what it raises leaves nothing behind.
 
     Raises:
         RunError: the disk refused; the earlier checkpoints are untouched.
@@ -99,6 +108,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, digest: str, keep: int
             "files": {name: files.sha256_file(partial / name) for name in (MODEL, OPTIMIZER)},
         }
         files.write_json(partial / MANIFEST, manifest)
+        vouch()
         if final.exists():  # only a damaged one can stand here: a whole one would have been resumed from
             files.discard_folder(final)
         files.publish(partial, final)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from maehpc import keys
 from maehpc.data import Task, epoch_order
+from maehpc.interruption import Stop
 from maehpc.models import Classifier
 from maehpc.recipes import FinetuneSettings
-from maehpc.training.batches import Batches, micro_batches
+from maehpc.training.batches import Batches, Part, augmented_parts, dealt, parts_of_step
+from maehpc.training.distributed import ALONE, World, summing
 from maehpc.training.loop import TrainingTask, diverged
 from maehpc.training.optim import build_optimizer, parameter_groups
 from maehpc.training.scores import classification_loss, correct, scores
@@ -42,7 +45,8 @@ class LabelledImages:
 class FinetuneTask(TrainingTask):
     """Trains a classifier; the last batch of an epoch may be smaller.
 
-    With a frozen encoder and no augmentation, features are computed once and the adapter is trained on them.
+    With a frozen encoder and no augmentation, features are computed once and the adapter is trained on them: by every
+    rank on whole batches, for that costs less than to exchange anything.
 
     Args:
         classifier: on the device of the data.
@@ -51,6 +55,11 @@ class FinetuneTask(TrainingTask):
         task: kind of labels.
         settings: of the stage.
         seed: of the run.
+        world: the ranks that share each step.
+        stop: whether somebody wants to stop.
+
+    Raises:
+        Interrupted: that was so while features were computed.
     """
 
     def __init__(
@@ -61,16 +70,21 @@ class FinetuneTask(TrainingTask):
         task: Task,
         settings: FinetuneSettings,
         seed: int,
+        world: World = ALONE,
+        stop: Stop | None = None,
     ) -> None:
         self._classifier = classifier
+        self._world = world
+        self._stop = stop or Stop()
         self._train = train
         self._labels = train.labels
         self._task = task
         self._settings = settings
-        self._order = lru_cache(maxsize=1)(partial(epoch_order, len(train.indices), keys.derive(seed, NAME)))
+        self._order = lru_cache(maxsize=2)(partial(epoch_order, len(train.indices), keys.derive(seed, NAME)))
         self.batch_size = min(settings.batch_size, len(train.indices))
         self.steps_per_epoch = -(-len(train.indices) // self.batch_size)
         self.module = classifier.head if settings.freeze else classifier
+        self.replicated = settings.freeze and settings.crop_scale is None
         classifier.encoder.requires_grad_(not settings.freeze)
         groups = parameter_groups(self.module, settings.optim, settings.layer_decay)
         self.optimizer = build_optimizer(groups, settings.optim)
@@ -87,43 +101,69 @@ class FinetuneTask(TrainingTask):
 
     def _represent(self, images: LabelledImages) -> Tensor:
         self._classifier.encoder.eval()
-        with torch.no_grad():
-            return torch.cat([self._classifier.represent(batch) for batch in images.batches.every(images.indices)])
+        return self._for_every(images, self._classifier.represent)
 
-    def _logits(self, chosen: Tensor, step: int, part: int) -> Tensor:
-        classifier, settings = self._classifier, self._settings
-        if settings.freeze and settings.crop_scale is None:
-            features = self._features["train"][chosen.to(self._labels.device)]
-        else:
-            with torch.set_grad_enabled(not settings.freeze):
-                features = classifier.represent(self._train.batches.augmented(self._train.indices[chosen], step, part))
-        logits: Tensor = classifier.head(features)
-        return logits
+    def _for_every(self, images: LabelledImages, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.no_grad():
+            return dealt(
+                self._world,
+                self._stop,
+                NAME,
+                images.indices,
+                lambda chunk: compute(images.batches.plain(chunk)),
+                images.batches.device,
+            )
+
+    def _chosen(self, step: int) -> Tensor:
+        """Places of a step's images among the training images: int64 [B], CPU."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        return self._order(epoch)[position * self.batch_size :][: self.batch_size]
+
+    def _inputs(self, step: int, world: World) -> Iterator[tuple[Part, Tensor]]:
+        """This rank's micro-batches of a step, with what the trained module is given."""
+        settings = self._settings
+        if self.replicated:
+            chosen = self._chosen(step)
+            for part in parts_of_step(len(chosen), settings.accumulate, world):
+                yield part, self._features["train"][chosen[part.span].to(self._labels.device)]
+            return
+        batches, indices = self._train.batches, self._train.indices
+        images_of = augmented_parts(batches, lambda n: indices[self._chosen(n)], step, settings.accumulate, world)
+        for part, images in images_of:
+            if not settings.freeze:
+                yield part, images
+                continue
+            with torch.no_grad(), self._autocast():
+                features = self._classifier.represent(images)
+            yield part, features
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._labels.device.type, torch.bfloat16, enabled=self._settings.precision == "bf16")
 
     def backward(self, step: int) -> dict[str, Tensor]:
         """Gradients of the cross entropy over the step's images."""
         settings, device = self._settings, self._labels.device
-        epoch, position = divmod(step, self.steps_per_epoch)
-        chosen = self._order(epoch)[position * self.batch_size :][: self.batch_size]
+        chosen = self._chosen(step)
+        world = ALONE if self.replicated else self._world
         sums = {"loss": torch.zeros((), device=device), "accuracy": torch.zeros((), device=device)}
-        for number, part in enumerate(micro_batches(chosen, settings.accumulate)):
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                logits = self._logits(part, step, number).float()
-            labels = self._labels[part.to(device)]
-            share = len(part) / len(chosen)
-            loss = classification_loss(logits, labels, self._task, settings.label_smoothing) * share
-            loss.backward()
+        for part, x in self._inputs(step, world):
+            with summing(self.model, part.last):
+                with self._autocast():
+                    logits = self.model(x).float()
+                labels = self._labels[chosen[part.span].to(device)]
+                loss = classification_loss(logits, labels, self._task, settings.label_smoothing) * part.weight
+                (loss * world.size).backward()
             sums["loss"] += loss.detach()
-            sums["accuracy"] += correct(logits.detach(), labels, self._task) * share
+            sums["accuracy"] += correct(logits.detach(), labels, self._task) * part.weight
         return sums
 
     def logits_of(self, images: LabelledImages) -> Tensor:
         """Logits [N, K] in evaluation mode, float32."""
         self._classifier.eval()
-        with torch.no_grad():
-            result = torch.cat([self._classifier(batch) for batch in images.batches.every(images.indices)])
-        self._set_mode()
-        return result
+        try:
+            return self._for_every(images, self._classifier)
+        finally:
+            self._set_mode()
 
     def _split_logits(self, name: str) -> Tensor:
         if not self._features:
@@ -139,6 +179,7 @@ class FinetuneTask(TrainingTask):
 
         Raises:
             RunError: a logit is not finite.
+            Interrupted: somebody wants to stop.
         """
         known = next((name for name, split in self._scored.items() if split is images), None)
         logits = self.logits_of(images) if known is None else self._split_logits(known)

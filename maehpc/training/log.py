@@ -41,12 +41,13 @@ class MetricsLog:
     Args:
         folder: the stage's folder.
         step: optimizer steps that the resumed checkpoint holds; 0 for a fresh start.
+        scored: whether to keep that step's scores (`epoch` records); else they are computed again.
 
     Raises:
         RunError: the folder cannot be written, or the log does not reach up to the checkpoint.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, scored: bool = True) -> None:
         self._path = folder / "metrics.jsonl"
         kept = [record for record in read_metrics(self._path) if record["step"] <= step]
         if step and (not kept or kept[-1]["step"] != step):
@@ -54,6 +55,8 @@ class MetricsLog:
                 f"{self._path} is damaged: it lacks records up to the checkpoint's step {step}; restore it, or delete "
                 f"{folder} to begin this stage anew"
             )
+        if not scored:
+            kept = [record for record in kept if record["step"] < step or record.get("kind") != "epoch"]
         files.write_bytes(self._path, b"".join(files.canonical_json(record) + b"\n" for record in kept))
         with files.writing(self._path):
             self._metrics: IO[bytes] = self._path.open("ab")
@@ -67,7 +70,8 @@ class MetricsLog:
         prefix = record.get("split", "train") + ("/" if record["kind"] == "epoch" else "-step/")
         for name, value in record.items():
             if name not in ("kind", "step", "epoch", "split") and value is not None:
-                self._board.add_scalar(prefix + name, value, record["step"])
+                with files.writing(self._path.with_name("tensorboard")):  # its thread's error comes out here
+                    self._board.add_scalar(prefix + name, value, record["step"])
 
     def write_speed(self, record: dict[str, Any]) -> None:
         """Appends one record of seconds."""
@@ -75,11 +79,20 @@ class MetricsLog:
             self._speed.write(files.canonical_json(record) + b"\n")
             self._speed.flush()
 
-    def flush(self) -> None:
-        """Puts every record on the disk; called before a checkpoint, so the log never lags behind it."""
+    def push(self) -> None:
+        """Hands every record to the system, for `sync`."""
         with files.writing(self._path):
             self._metrics.flush()
+
+    def sync(self) -> None:
+        """Puts what was pushed on the disk. Safe in another thread than the one that writes."""
+        with files.writing(self._path):
             os.fsync(self._metrics.fileno())
+
+    def flush(self) -> None:
+        """Puts every record on the disk; done before a checkpoint is seen, so the log never lags behind it."""
+        self.push()
+        self.sync()
 
     def __enter__(self) -> Self:
         return self
@@ -88,9 +101,10 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._metrics.close()
-            self._speed.close()
-        except OSError:
+            with files.writing(self._path):
+                self._metrics.close()
+                self._speed.close()
+                self._board.close()
+        except RunError:
             if error is None:
                 raise
-        self._board.close()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from maehpc.recipes import OptimSettings
+from maehpc.training.lars import Lars
 
 _TOKENS = ("cls_token", "mask_token", "reg_token", "dist_token", "pos_embed", "relative_position_bias_table")
 _STEM = (*_TOKENS, "patch_embed", "norm_pre")
@@ -74,6 +75,8 @@ def build_optimizer(groups: list[dict[str, Any]], settings: OptimSettings) -> to
     """The optimizer of the settings; `set_learning_rate` gives it its rate before every step."""
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
+    if settings.name == "lars":
+        return Lars(groups, lr=0.0, momentum=settings.momentum)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=0.0, betas=settings.betas)
 

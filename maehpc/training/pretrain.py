@@ -11,7 +11,8 @@ from maehpc import keys
 from maehpc.data import epoch_order, subset
 from maehpc.models import MaskedAutoencoder
 from maehpc.recipes import PretrainSettings
-from maehpc.training.batches import Batches, micro_batches
+from maehpc.training.batches import Batches, augmented_parts
+from maehpc.training.distributed import ALONE, World, summing
 from maehpc.training.loop import TrainingTask
 from maehpc.training.optim import build_optimizer, parameter_groups
 
@@ -29,11 +30,20 @@ class PretrainTask(TrainingTask):
         batches: of the train split.
         settings: of the stage.
         seed: of the run.
+        world: the ranks that share each step.
     """
 
-    def __init__(self, mae: MaskedAutoencoder, batches: Batches, settings: PretrainSettings, seed: int) -> None:
+    def __init__(
+        self,
+        mae: MaskedAutoencoder,
+        batches: Batches,
+        settings: PretrainSettings,
+        seed: int,
+        world: World = ALONE,
+    ) -> None:
         self.module = mae
-        self._mae = mae
+        self._patches = mae.patches
+        self._world = world
         self._batches = batches
         self._settings = settings
         self._seed = seed
@@ -42,7 +52,7 @@ class PretrainTask(TrainingTask):
         self._indices = subset(split.labels.cpu(), count, keys.derive(seed, NAME, "subset"))
         self.batch_size = min(settings.batch_size, count)
         self.steps_per_epoch = count // self.batch_size
-        self._order = lru_cache(maxsize=1)(partial(epoch_order, count, seed))
+        self._order = lru_cache(maxsize=2)(partial(epoch_order, count, seed))
         self.optimizer = build_optimizer(parameter_groups(mae, settings.optim), settings.optim)
         mae.train()
 
@@ -51,20 +61,23 @@ class PretrainTask(TrainingTask):
         """Number of training images."""
         return len(self._indices)
 
+    def _chosen(self, step: int) -> Tensor:
+        """Images of a step: int64 [B], CPU."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        return self._indices[self._order(epoch)[position * self.batch_size :][: self.batch_size]]
+
     def backward(self, step: int) -> dict[str, Tensor]:
         """Gradients of the mean squared error over the step's masked patches."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        chosen = self._indices[self._order(epoch)[position * self.batch_size :][: self.batch_size]]
+        settings, world = self._settings, self._world
         generator = keys.generator(self._seed, NAME, "mask", step)
-        noise = torch.rand(len(chosen), self._mae.patches, generator=generator)
+        noise = torch.rand(self.batch_size, self._patches, generator=generator)
         loss = torch.zeros((), device=self._batches.device)
-        parts = micro_batches(chosen, self._settings.accumulate)
-        for number, (part, part_noise) in enumerate(zip(parts, noise.split([len(p) for p in parts]), strict=True)):
-            images = self._batches.augmented(part, step, number)
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
-                output = self._mae(images, part_noise.to(images.device), self._settings.mask_ratio)
-            # Every image has as many masked patches as any other, so parts weigh by their images.
-            share = output.loss * (len(part) / len(chosen))
-            share.backward()
+        for part, images in augmented_parts(self._batches, self._chosen, step, settings.accumulate, world):
+            with summing(self.model, part.last):
+                with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                    output = self.model(images, noise[part.span].to(images.device), settings.mask_ratio)
+                # Every image has as many masked patches as any other, so parts weigh by their images.
+                share = output.loss * part.weight
+                (share * world.size).backward()
             loss += share.detach()
         return {"loss": loss}

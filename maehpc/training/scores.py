@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from medmnist.evaluator import getACC, getAUC
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -64,6 +63,8 @@ def scores(logits: Tensor, labels: Tensor, task: Task) -> dict[str, float | None
     true = labels.numpy()
     if len(true) < 2:  # MedMNIST's evaluator squeezes a single row away
         return {"loss": loss, "accuracy": float(correct(logits, labels, task)), "auc": None}
+    from maehpc.upstream import getACC, getAUC
+
     accuracy = float(getACC(true, predicted, medmnist_task))
     auc = float(getAUC(true, predicted, medmnist_task)) if _auc_defined(true, predicted.shape[1]) else math.nan
     return {"loss": loss, "accuracy": accuracy, "auc": None if math.isnan(auc) else auc}

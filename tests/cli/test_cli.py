@@ -39,7 +39,7 @@ def test_a_pipeline_ends_with_its_table_and_its_files(run: Run, tiny: str) -> No
 
     again = run("aggregate", "results", "--json")
     rows = json.loads(again.out)["rows"]
-    assert [row["method"] for row in rows] == ["saliency", "gradcam", "deeplift-captum"]
+    assert [row["method"] for row in rows] == ["saliency", "gradcam", "deeplift"]
     assert all(0 <= row["accuracy"] <= 1 and row["images"] == 20 for row in rows)
     assert run("verify", "results").out.endswith("0 problems\n")
 
@@ -61,7 +61,7 @@ def test_stages_one_by_one_share_an_experiment(run: Run, tiny: str) -> None:
     assert json.loads(outcome.out)["digits"]["images"] == 20
     recipe = yaml.safe_load(Path("results/study/recipe.yaml").read_text())
     assert recipe["finetune"]["optim"]["lr"] == 0.003
-    assert recipe["explain"]["methods"] == ["saliency", "deeplift-captum"]
+    assert recipe["explain"]["methods"] == ["saliency", "deeplift"]
     refused = run("run", "finetune", "--name", "study", "--set", "optim.lr=0.004")
     assert refused.code == 2
     assert "finetune.optim.lr was 0.003 and is 0.004" in refused.err
@@ -246,7 +246,7 @@ def test_maps_without_sensitivity_are_told(run: Run, tiny: str) -> None:
     # Adam at 10 leaves no ReLU of the adapter alive, so that no input changes a logit.
     outcome = run("run", "pipeline", "--recipe", tiny, "-q", "--set", "finetune.optim.lr=10")
     assert outcome.code == 0, outcome.err
-    for method in ("saliency", "gradcam", "deeplift-captum"):
+    for method in ("saliency", "gradcam", "deeplift"):
         assert f"tiny/digits: 20 of 20 {method} maps are zero everywhere and have no sensitivity" in outcome.out
     assert "zero everywhere" not in run("run", "pipeline", "--recipe", tiny, "-q", "--name", "alive").out
 

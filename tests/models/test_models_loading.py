@@ -18,6 +18,7 @@ from maehpc.models import (
     build_classifier,
     build_encoder,
     convert,
+    head_counts,
     load_encoder,
     load_mae,
     load_weights,
@@ -348,3 +349,28 @@ def test_classifier_of_other_classes_is_refused(tmp_path: Path) -> None:
     other = build_classifier(TINY, AdapterSettings(), "cls", 16, 3, 4)
     with pytest.raises(InputError, match=r"head\.output\.weight is 5 x 24 in the file but 4 x 24"):
         load_weights(other, tmp_path / "w.safetensors")
+
+
+def test_files_of_other_heads_are_refused_where_they_say_so(tmp_path: Path) -> None:
+    mae = tiny_mae()
+    assert head_counts(mae) == {"heads": "3", "decoder_heads": "2"}
+    assert head_counts(mae.encoder) == {"heads": "3"}
+    save_weights(tmp_path / "mae.safetensors", mae.state_dict(), head_counts(mae))
+    save_weights(tmp_path / "silent.safetensors", mae.state_dict())
+    other_encoder = tiny_mae(heads=4)
+    with pytest.raises(InputError, match=r"mae\.safetensors.* 3 attention heads .* has 4; set encoder\.heads to 3"):
+        load_encoder(other_encoder.encoder, tmp_path / "mae.safetensors")
+    one_head = DECODER.model_copy(update={"heads": 1})
+    other_decoder = MaskedAutoencoder(build_encoder(TINY, 16, 3), one_head, True)
+    with pytest.raises(InputError, match=r"set pretrain\.decoder\.heads to 2"):
+        load_mae(other_decoder, tmp_path / "mae.safetensors")
+    load_mae(tiny_mae(seed=1), tmp_path / "mae.safetensors")
+    load_encoder(other_decoder.encoder, tmp_path / "mae.safetensors")
+    load_encoder(other_encoder.encoder, tmp_path / "silent.safetensors")
+
+
+def test_heads_are_known_in_every_family_of_encoders() -> None:
+    names = ("vit_tiny_patch16_224", "eva02_tiny_patch14_224", "beit_base_patch16_224")
+    for name, heads in zip(names, ("3", "3", "12"), strict=True):
+        with torch.device("meta"):
+            assert head_counts(timm.create_model(name, num_classes=0)) == {"heads": heads}

@@ -43,6 +43,20 @@ def test_the_report_protocol() -> None:
     assert (settings.optim.name, settings.optim.lr, settings.epochs, settings.images) == ("adam", 0.1, 20, 1000)
 
 
+def test_the_published_probe() -> None:
+    settings = load_recipe("probe/mae").probe
+    assert (settings.optim.name, settings.optim.momentum, settings.optim.weight_decay) == ("lars", 0.9, 0.0)
+    assert settings.optim.peak_lr(settings.batch_size) == pytest.approx(6.4)
+    assert (settings.epochs, settings.optim.warmup_epochs, settings.optim.schedule) == (90, 10, "cosine")
+    assert (settings.batch_size, settings.crop_scale, settings.representation) == (16384, (0.08, 1.0), "cls")
+
+
+def test_a_probe_of_an_experiment_that_does_not_mention_it_is_the_one_for_small_sets() -> None:
+    assert load_recipe("probe/report").probe == Recipe().probe
+    published = load_recipe("probe/mae").probe
+    assert Recipe().probe.optim.peak_lr(64) == pytest.approx(published.optim.peak_lr(16384))
+
+
 def test_vit_base_is_the_default() -> None:
     assert Recipe().encoder.name == "vit-base"
 
@@ -82,6 +96,11 @@ def test_a_recipe_is_laid_over_an_experiment() -> None:
         ("encoder: {width: 100, heads: 3}", ["width 100", "heads 3"]),
         ("pretrain: {epochs: 5, optim: {base_lr: 1, warmup_epochs: 5}}", ["pretrain", "warmup_epochs 5", "5 epochs"]),
         ("finetune: {optim: {lr: 1, base_lr: 1}}", ["finetune.optim", "one of lr and base_lr"]),
+        ("finetune: {optim: {name: lars}}", ["finetune", "lars", "probe", "adamw, adam or sgd"]),
+        ("pretrain: {optim: {name: lars}}", ["pretrain", "lars", "probe"]),
+        ("probe: {accumulate: 2}", ["probe", "accumulate", "1"]),
+        ("probe: {epochs: 10}", ["probe", "warmup_epochs 10", "10 epochs"]),
+        ("probe: {adapter: {layers: 1}}", ["probe.adapter"]),
         ("seed: 2020-13-45", ["not YAML"]),
         ("[" * 5000, ["not YAML"]),
         ("finetune: {layer_decay: 0.5}", ["layer_decay", "freeze: false"]),
@@ -135,10 +154,13 @@ def test_the_reference_decays_tokens_and_so_do_the_published_recipes() -> None:
         assert load_recipe(f"pretrain/vit-{name}").pretrain.optim.decay_tokens
 
 
-def test_deeplift_is_stored_under_its_full_name() -> None:
-    assert load_recipe(None, ["explain.methods=[deeplift]"]).explain.methods == ("deeplift-captum",)
+def test_each_method_once_and_none_that_is_unknown() -> None:
+    both = load_recipe(None, ["explain.methods=[deeplift, deeplift-captum]"])
+    assert both.explain.methods == ("deeplift", "deeplift-captum")
     with pytest.raises(InputError, match="once"):
-        load_recipe(None, ["explain.methods=[deeplift, deeplift-captum]"])
+        load_recipe(None, ["explain.methods=[deeplift, deeplift]"])
+    with pytest.raises(InputError, match=r"'lime' is none of .*saliency"):
+        load_recipe(None, ["explain.methods=[lime]"])
 
 
 def test_the_committed_schema_is_the_current_one() -> None:

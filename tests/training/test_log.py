@@ -57,3 +57,19 @@ def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
         "train-step/lr": 0.10000000149011612,
         "val/loss": 0.75,
     }
+
+
+def test_scores_that_will_be_computed_again_are_left_out(tmp_path: Path) -> None:
+    def scores(step: int) -> dict[str, object]:
+        return {"kind": "epoch", "epoch": step // 4, "step": step, "split": "val", "loss": 0.5}
+
+    with MetricsLog(tmp_path, 0) as log:
+        for step in range(1, 10):
+            log.write(record(step))
+            if step % 4 == 0:
+                log.write(scores(step))
+    for scored, kinds in ((True, ["step", "epoch"]), (False, ["step"])):
+        MetricsLog(tmp_path, 8, scored).__exit__(None, None, None)
+        kept = read_metrics(tmp_path / "metrics.jsonl")
+        assert [line["kind"] for line in kept if line["step"] == 8] == kinds
+        assert [line["kind"] for line in kept if line["step"] == 4] == ["step", "epoch"]

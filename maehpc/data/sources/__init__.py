@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from maehpc import files
-from maehpc.data.catalogue import Entry, catalogue
+from maehpc.catalogue import Entry, catalogue
 from maehpc.data.sources.cifar10 import Cifar10Source
 from maehpc.data.sources.digits import DigitsSource
 from maehpc.data.sources.folder import FolderSource

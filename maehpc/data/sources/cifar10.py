@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from maehpc.data.catalogue import Entry, SplitName
+from maehpc.catalogue import Entry, SplitName
 from maehpc.data.sources import search
 from maehpc.data.sources.raw import Images, ImageStream, Labels, RawSplits, in_memory, one_line
 from maehpc.data.subset import stratified_order

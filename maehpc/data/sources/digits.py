@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.datasets import load_digits
 
-from maehpc.data.catalogue import Entry
+from maehpc.catalogue import Entry
 from maehpc.data.sources.raw import RawSplits, in_memory
 from maehpc.data.subset import stratified_order
 
@@ -38,6 +37,8 @@ class DigitsSource:
 
     def read(self) -> RawSplits:
         """The scans, grey levels 0 to 16 stretched to 0 to 255, in a fixed stratified split."""
+        from sklearn.datasets import load_digits  # seconds, for a set that is packed once
+
         bunch = load_digits()
         images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
         labels = bunch.target.astype(np.int64)

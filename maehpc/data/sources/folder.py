@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from maehpc import files
+from maehpc.catalogue import SPLITS, SplitName, dataset_name
 from maehpc.data.blocks import blocks
-from maehpc.data.catalogue import SPLITS, SplitName, dataset_name
 from maehpc.data.sources.raw import Images, ImageStream, Labels, RawSplits, one_line, plain_task
 from maehpc.data.subset import stratified_order
 from maehpc.errors import InputError

@@ -6,10 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from medmnist.info import INFO
-
 from maehpc import files
-from maehpc.data.catalogue import Entry
+from maehpc.catalogue import Entry
 from maehpc.data.sources import search
 from maehpc.data.sources.npz import open_images, read_labels
 from maehpc.data.sources.raw import RawSplits
@@ -23,6 +21,8 @@ def file_name(name: str, size: int) -> str:
 
 def official_md5(name: str, size: int) -> str:
     """The MD5 that MedMNIST publishes for a file."""
+    from maehpc.upstream import INFO
+
     return str(INFO[name]["MD5" if size == 28 else f"MD5_{size}"])
 
 

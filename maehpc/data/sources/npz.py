@@ -16,8 +16,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from maehpc import files
+from maehpc.catalogue import SPLITS, SplitName, dataset_name
 from maehpc.data.blocks import blocks
-from maehpc.data.catalogue import SPLITS, SplitName, dataset_name
 from maehpc.data.sources.raw import (
     Images,
     ImageStream,

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from maehpc.catalogue import SplitName, Task
 from maehpc.data.blocks import blocks
-from maehpc.data.catalogue import SplitName, Task
 from maehpc.errors import InputError
 
 Images = NDArray[np.uint8]

@@ -1,13 +1,16 @@
-"""The data sets known by name, and the names of those that are given by path."""
+"""The data sets known by name, and the names of those that are given by path.
+
+It stands below `data`, so that a command that only asks how many images there are need not wait for PyTorch.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
-
-from medmnist.info import INFO
+from pathlib import Path
+from typing import Any, Literal
 
 from maehpc import files
 from maehpc.errors import InputError
@@ -78,8 +81,20 @@ class Entry:
         return source_size
 
 
-def _medmnist_entry(name: str) -> Entry:
-    info = INFO[name]
+def _medmnist_info() -> dict[str, dict[str, Any]]:
+    """MedMNIST's own table. Its module is run alone: the package around it imports PyTorch, pandas and scikit-learn."""
+    package = importlib.util.find_spec("medmnist")
+    assert package is not None and package.submodule_search_locations is not None
+    path = Path(next(iter(package.submodule_search_locations))) / "info.py"
+    spec = importlib.util.spec_from_file_location("medmnist_info", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    info: dict[str, dict[str, Any]] = module.INFO
+    return info
+
+
+def _medmnist_entry(name: str, info: dict[str, Any]) -> Entry:
     return Entry(
         name=name,
         title=info["python_class"],
@@ -95,7 +110,7 @@ def _medmnist_entry(name: str) -> Entry:
 @cache
 def catalogue() -> dict[str, Entry]:
     """Every known data set by name: the twelve 2-D sets of MedMNIST v2, CIFAR-10, and scikit-learn's digits."""
-    entries = [_medmnist_entry(name) for name in INFO if not name.endswith("3d")]
+    entries = [_medmnist_entry(name, info) for name, info in _medmnist_info().items() if not name.endswith("3d")]
     entries.append(
         Entry(
             name="cifar10",

@@ -1,0 +1,190 @@
+"""`maehpc bench`: measured figures of this machine, each beside a peer's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from maehpc.cli.options import (
+    Function,
+    complete_method,
+    complete_profile,
+    complete_recipe,
+    json_option,
+    results_option,
+    set_verbosity,
+    verbosity_options,
+)
+
+if TYPE_CHECKING:
+    from maehpc.bench.figures import Report
+
+PARTS = ("dry-run", "first-step", "checkpoint", "ddp")
+
+
+def _figures_options(name: str) -> Callable[[Function], Function]:
+    """Where the figures go, and how much is said."""
+
+    def decorate(function: Function) -> Function:
+        out = click.option(
+            "--out",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help=f"File of the figures.  [default: RESULTS/benchmarks/{name}-TIME.json]",
+        )
+        return out(results_option(json_option(verbosity_options(function))))
+
+    return decorate
+
+
+@click.group("bench")
+def command() -> None:
+    """Measure speed on this machine and write it down."""
+
+
+@command.command("launch")
+@click.option("--cluster", shell_complete=complete_profile, help="Also measure through this profile's scheduler.")
+@click.option("--recipe", shell_complete=complete_recipe, help="What is trained.  [default: ViT-tiny on digits, 28 px]")
+@click.option("--parts", help=f"Of {', '.join(PARTS)}, with commas between.  [default: all]")
+@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Runs of each part.")
+@click.option("--quick", is_flag=True, help="Fewer steps: figures to try the command out, not to keep.")
+@_figures_options("launch")
+def launch(
+    cluster: str | None,
+    recipe: str | None,
+    parts: str | None,
+    repeats: int,
+    quick: bool,
+    out: Path | None,
+    results: Path,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """What launching costs: the dry run, the way to the first step, a checkpoint, a second rank."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as every job has it; OpenMP reads it as PyTorch is imported
+    from maehpc.bench.launch import run
+    from maehpc.cli.terminal import reporter
+    from maehpc.launch.profile import load_profile
+    from maehpc.recipes import load_recipe
+
+    set_verbosity(verbose)
+    chosen = _parts(parts)
+    if cluster is not None:
+        load_profile(cluster)  # a wrong name is told before minutes of measuring
+    trained = load_recipe(recipe, stage="pretrain") if recipe else None
+    found = run(results, reporter(quiet), chosen, cluster, trained, repeats, quick)
+    _told(found, out or results / "benchmarks" / f"launch-{_time()}.json", as_json)
+
+
+@command.command("explain")
+@click.option(
+    "--peer",
+    type=click.Choice(["captum", "captum-stock", "none"]),
+    default="captum",
+    show_default=True,
+    help="What stands beside ours; captum-stock: with its own noise, in fp32 whatever --precision says.",
+)
+@click.option(
+    "--model", default="vit-tiny", show_default=True, help="vit-tiny, vit-small, vit-base, vit-large, vit-huge."
+)
+@click.option("--image-size", type=click.IntRange(min=1), default=224, show_default=True, help="Pixels.")
+@click.option(
+    "--methods",
+    default="saliency,gradcam,deeplift-captum,deeplift",
+    show_default=True,
+    shell_complete=complete_method,
+    help="With commas between.",
+)
+@click.option("--samples", type=click.IntRange(min=1), help="Perturbations an image.  [default: 10; quick: 2]")
+@click.option("--images", type=click.IntRange(min=1), help="Of a turn.  [default: what fills the threads, 8 or more]")
+@click.option("--repeats", type=click.IntRange(min=1), help="Rounds.  [default: 5; quick: 1]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of either.  [default: PyTorch's]")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "tf32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of products with weights, ours and the peer's.",
+)
+@click.option("--quick", is_flag=True, help="Less of everything: figures to try the command out, not to keep.")
+@_figures_options("explain")
+def explain(
+    peer: Any,
+    model: str,
+    image_size: int,
+    methods: str,
+    samples: int | None,
+    images: int | None,
+    repeats: int | None,
+    device: Any,
+    threads: int | None,
+    precision: Any,
+    quick: bool,
+    out: Path | None,
+    results: Path,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """What explaining costs: maps and max sensitivity a second, by each method and by three together."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    from maehpc.bench.case import Case
+    from maehpc.bench.explain import Effort, run
+    from maehpc.cli.terminal import reporter
+    from maehpc.devices import choose_device, set_threads
+    from maehpc.errors import InputError
+    from maehpc.recipes import EncoderSettings
+    from maehpc.recipes.settings import ENCODER_SIZES
+
+    set_verbosity(verbose)
+    if model not in ENCODER_SIZES:
+        raise InputError(f"--model {model}: choose from {', '.join(ENCODER_SIZES)}")
+    case = Case(
+        encoder=EncoderSettings(name=model, weights="scratch"),
+        image_size=image_size,
+        samples=samples or (2 if quick else 10),
+        device="cuda" if choose_device(device).type == "cuda" else "cpu",
+        precision=precision,
+    )
+    least = Effort(repeats=1, turns=2, matrix=512) if quick else Effort()
+    effort = replace(least, repeats=repeats or least.repeats)
+    set_threads(threads)
+    words = [word.strip() for word in methods.split(",") if word.strip()]
+    found = run(reporter(quiet), case, words, peer, images or (2 if quick else None), effort)
+    _told(found, out or results / "benchmarks" / f"explain-{_time()}.json", as_json)
+
+
+def _parts(text: str | None) -> list[str]:
+    from maehpc.errors import InputError
+
+    chosen = list(PARTS) if text is None else [word.strip() for word in text.split(",") if word.strip()]
+    wrong = [word for word in chosen if word not in PARTS]
+    if wrong or not chosen:
+        raise InputError(f"--parts {text}: choose from {', '.join(PARTS)}, with commas between")
+    return chosen
+
+
+def _told(found: Report, path: Path, as_json: bool) -> None:
+    """Writes the figures down and prints them."""
+    from maehpc import files
+
+    files.write_json(path, found.as_json())
+    if as_json:
+        click.echo(json.dumps(found.as_json()))
+        return
+    click.echo("\n".join(found.lines()))
+    click.echo(f"written to {path}")
+
+
+def _time() -> str:
+    """A name for people; nothing is decided by it."""
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")

@@ -1,0 +1,64 @@
+"""A site with an accounting database: what Slurm itself has forgotten, the database still tells."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from launch_jobs import new_job
+from mini_cluster import SPARE, Mini, running
+from real_jobs import Real, real_jobs
+
+from maehpc.launch import slurm
+from maehpc.launch.status import read
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def counted() -> Iterator[Mini]:
+    """A cluster with accounting beside the one that has none."""
+    with running(Mini(SPARE), accounting=True) as up:
+        yield up
+
+
+@pytest.fixture
+def real(counted: Mini, monkeypatch: pytest.MonkeyPatch) -> Iterator[Real]:
+    yield from real_jobs(counted, monkeypatch)
+
+
+def until(true: Callable[[], object], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_an_end_that_slurm_has_forgotten_is_told_by_the_accounting(real: Real, counted: Mini) -> None:
+    failed, done, silent = (new_job(real.results, name) for name in ("failed", "done", "silent"))
+    ids = [
+        real.submit(failed, "record begin; exit 3"),
+        real.submit(done, "record begin; record end done"),
+        real.submit(silent, "record begin"),
+    ]
+
+    def ends() -> dict[str, str]:
+        return {job_id: job.state for job_id, job in (slurm.accounting(ids) or {}).items()}
+
+    until(lambda: ends() == dict(zip(ids, ("FAILED", "COMPLETED", "COMPLETED"), strict=True)), 60)
+    # Minutes after a job's end Slurm forgets it; a controller whose memory is lost has forgotten all at once.
+    counted.stop_controller()
+    for path in (counted.state / "controller").iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    counted.start_controller()
+    until(lambda: not slurm.queue(ended=True), 30)
+
+    rows = {row.job.path.parent.parent.name: row for row in read([failed, done, silent]).rows}
+    assert (rows["failed"].state, rows["failed"].sentence) == ("failed", "Slurm says FAILED (exit code 3)")
+    assert rows["done"].state == "done"
+    # An exit without an error is no word of the job's own.
+    assert rows["silent"].state == "unknown"
+    assert rows["silent"].sentence == "Slurm says COMPLETED, but attempt 1 left no word of its end"
+    assert rows["failed"].said is not None and rows["failed"].said.source == "sacct"

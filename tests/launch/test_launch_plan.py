@@ -1,0 +1,315 @@
+"""Chains, sweeps, what is in the way and what is the same; on the real Slurm where Slurm decides."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from submit_jobs import dependency, jobs_in, place, queued, request, until
+from tiny import in_child, tiny_recipe
+
+from maehpc.errors import InputError
+from maehpc.experiment import Experiment
+from maehpc.launch import chain, local, plan, slurm
+from maehpc.launch.chain import carry_out
+from maehpc.launch.plan import chain_of, check_request, overridden, preview, sweep
+from maehpc.launch.profile import LocalProfile, SlurmProfile, load_profile, parse_profile
+from maehpc.launch.record import Attempt, JobFolder, Outcome
+from maehpc.launch.submission import still_going, succeeded
+
+
+@pytest.fixture
+def folder(mini: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with place(mini, monkeypatch) as path:
+        yield path
+
+
+def done(job: JobFolder, job_id: str) -> None:
+    number = job.begin_attempt(Attempt(job_id=job_id, restart=0, hosts=("n1",), ranks=1, pid=1))
+    job.write_outcome(number, Outcome(outcome="done"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "expected"),
+    [
+        ("pretrain", "pretrain", "pretrain"),
+        ("probe", "scratch", "probe"),
+        ("pipeline", "pretrain", "pretrain finetune explain report"),
+        ("pipeline", "scratch", "finetune explain report"),
+    ],
+)
+def test_what_a_stage_stands_for(stage: str, weights: str, expected: str) -> None:
+    assert " ".join(chain_of(stage, tiny_recipe(f"encoder.weights={weights}"))) == expected
+
+
+def test_a_grid_has_every_member_once() -> None:
+    grid = sweep(["finetune.optim.lr=1e-3,0.01", "seed=0,1,2"])
+    assert len(grid) == 6
+    assert grid[0] == ("-lr-1e-3-seed-0", ("finetune.optim.lr=1e-3", "seed=0"))
+    assert grid[-1] == ("-lr-0.01-seed-2", ("finetune.optim.lr=0.01", "seed=2"))
+    assert sweep([]) == [("", ())]
+    same_ends = sweep(["pretrain.optim.lr=1,2", "finetune.optim.lr=1,2"])
+    assert same_ends[0][0] == "-pretrain.optim.lr-1-finetune.optim.lr-1"
+    lists = sweep(["finetune.optim.betas=[0.9, 0.95],[0.9, 0.999]"])
+    assert [words for _, (words,) in lists] == [
+        "finetune.optim.betas=[0.9, 0.95]",
+        "finetune.optim.betas=[0.9, 0.999]",
+    ]
+
+
+@pytest.mark.parametrize(
+    "word", ["seed", "seed=", "=1", "seed=1,", "seed=1,1", "seed=" + ",".join(map(str, range(1001)))]
+)
+def test_sweeps_that_are_none(word: str) -> None:
+    with pytest.raises(InputError, match="--array"):
+        sweep([word])
+
+
+VALUES = st.lists(st.from_regex(r"[a-z0-9.]{1,5}|\[[a-z0-9, ]{0,5}\]", fullmatch=True), min_size=1, unique=True)
+
+
+@settings(deadline=None)
+@given(values=VALUES)
+def test_values_are_split_where_they_were_joined(values: list[str]) -> None:
+    assert plan._split(",".join(values)) == [value.strip() for value in values]
+
+
+def test_wishes_of_the_command_line_are_checked_like_a_file() -> None:
+    mini = load_profile("mini")
+    wished = overridden(mini, {"nodes": 2, "gpus_per_node": 1, "time_min": "2-00:00", "account": None})
+    assert isinstance(wished, SlurmProfile)
+    assert (wished.nodes, wished.ranks_per_node, wished.time_min) == (2, 1, 2880)
+    none = overridden(load_profile("dgx-pyxis"), {"gpus_per_node": 0})
+    assert isinstance(none, SlurmProfile) and none.ranks_per_node == 1
+    with pytest.raises(InputError, match=r"--time.*'soon'"):
+        overridden(mini, {"time_min": "soon"})
+    with pytest.raises(InputError, match=r"signal_lead_s 300 .* --time"):
+        overridden(load_profile("jean-zay"), {"time_min": "0:05:00"})
+    here = overridden(load_profile("local"), {"nodes": 1, "gpus_per_node": 2, "time_min": "10"})
+    assert isinstance(here, LocalProfile) and (here.tasks, here.gpus, here.time_min) == (2, 2, 10)
+    with pytest.raises(InputError, match="--nodes 2"):
+        overridden(load_profile("local"), {"nodes": 2})
+    with pytest.raises(InputError, match="--partition is Slurm's"):
+        overridden(load_profile("local"), {"partition": "gpu"})
+
+
+def test_paths_that_slurm_would_change_are_refused(tmp_path: Path) -> None:
+    for name in ("a%j", "a\nb"):
+        with pytest.raises(InputError, match="--name"):
+            check_request(request(tmp_path, names=(name,)))
+    check_request(request(tmp_path, names=("it's a name",)))
+
+
+def test_a_preview_is_what_would_be_submitted_and_leaves_nothing(tmp_path: Path) -> None:
+    shown = preview(request(tmp_path / "results", stage="pipeline", names=("a", "b")))
+    assert [(one.label, one.members) for one in shown] == [
+        ("a/0001-pretrain", 2),
+        ("a/0002-finetune", 2),
+        ("a/0003-explain", 2),
+        ("a/0004-report", 2),
+    ]
+    assert "--array=0-1%2" in shown[0].script and "--dependency" not in shown[0].script
+    assert "--dependency=aftercorr:JOB-0001-pretrain" in shown[1].script
+    assert "#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=1" in shown[3].script
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_members_with_other_stages_are_refused(tmp_path: Path) -> None:
+    wanted = request(tmp_path, stage="pipeline", names=("a", "b"))
+    scratch = replace(wanted.members[1], recipe=tiny_recipe("encoder.weights=scratch"))
+    with pytest.raises(InputError, match="same stages"):
+        preview(replace(wanted, members=(wanted.members[0], scratch)))
+
+
+def test_a_chain_waits_link_by_link_and_is_the_same_chain_again(folder: Path) -> None:
+    wanted = request(folder / "results", stage="pipeline")
+    handed = carry_out(wanted)
+    assert [one.job.path.name for one in handed] == ["0001-pretrain", "0002-finetune", "0003-explain", "0004-report"]
+    assert not any(one.found for one in handed)
+    for before, after in pairwise(handed):
+        assert after.job.record().after == (str(before.job.path),)
+        assert dependency(after.accepted.job_id).startswith(f"afterok:{before.accepted.job_id}")
+    again = carry_out(wanted)
+    assert [(one.job, one.accepted) for one in again] == [(one.job, one.accepted) for one in handed]
+    assert all(one.found for one in again)
+    assert len(queued(folder)) == 4
+
+
+def test_a_chain_that_was_broken_off_goes_on_where_it_was(folder: Path) -> None:
+    wanted = request(folder / "results", stage="pipeline")
+    handed = carry_out(wanted)
+    slurm.cancel([one.accepted.job_id for one in handed[2:]])
+    for one in handed[2:]:
+        until(lambda one=one: not still_going(one.job))
+    done(handed[0].job, handed[0].accepted.job_id)
+    again = carry_out(wanted)
+    assert [one.found for one in again] == [True, True, False, False]
+    assert [one.job.path.name for one in again[2:]] == ["0005-explain", "0006-report"]
+    assert again[2].job.record().after == (str(handed[1].job.path),)
+    assert dependency(again[2].accepted.job_id).startswith(f"afterok:{handed[1].accepted.job_id}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"overrides": ("pretrain.epochs=4",)}, "recipe.pretrain.epochs is 3 there and 4 here"),
+        ({"profile": {"time_min": 30}}, "time_min is 60 there and 30 here"),
+        ({"profile": {"nodes": 2}}, "nodes is 1 there and 2 here"),
+    ],
+)
+def test_another_job_on_the_same_stage_is_in_the_way(changes: dict[str, Any], expected: str, folder: Path) -> None:
+    (first,) = carry_out(request(folder / "results"))
+    there = {path.name for path in folder.rglob("*")}
+    with pytest.raises(InputError) as caught:
+        carry_out(request(folder / "results", **changes))
+    assert expected in str(caught.value)
+    assert f"study/0001-pretrain (job {first.accepted.job_id})" in str(caught.value)
+    assert {path.name for path in folder.rglob("*")} == there
+    (behind,) = carry_out(request(folder / "results", after=(first.job,), **changes))
+    assert dependency(behind.accepted.job_id).startswith(f"afterok:{first.accepted.job_id}")
+
+
+def test_other_data_sets_and_other_stages_are_not_in_the_way(folder: Path) -> None:
+    carry_out(request(folder / "results"))
+    carry_out(request(folder / "results", overrides=("datasets=[breastmnist]",)))
+    carry_out(request(folder / "results", stage="finetune"))
+    assert len(queued(folder)) == 3
+
+
+def test_a_finished_job_is_no_reason_not_to_submit(folder: Path) -> None:
+    (first,) = carry_out(request(folder / "results"))
+    done(first.job, first.accepted.job_id)
+    slurm.cancel([first.accepted.job_id])
+    (second,) = carry_out(request(folder / "results"))
+    assert (second.found, second.job.path.name) == (False, "0002-pretrain")
+
+
+def test_a_job_that_failed_can_be_submitted_anew(folder: Path) -> None:
+    (first,) = carry_out(request(folder / "results"))
+    slurm.cancel([first.accepted.job_id])
+    until(lambda: not still_going(first.job))
+    (second,) = carry_out(request(folder / "results", overrides=("pretrain.epochs=4",)))
+    assert second.job.path.name == "0002-pretrain"
+
+
+def test_a_job_waits_for_anothers(folder: Path) -> None:
+    (other,) = carry_out(request(folder / "elsewhere"))
+    (mine,) = carry_out(request(folder / "results", after_jobs=(other.accepted.job_id,)))
+    assert dependency(mine.accepted.job_id).startswith(f"afterok:{other.accepted.job_id}")
+    assert mine.job.record().after_jobs == (other.accepted.job_id,)
+
+
+def test_clients_at_the_same_moment_submit_one_job(folder: Path) -> None:
+    pids = [in_child(lambda: carry_out(request(folder / "results"))) for _ in range(4)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    assert codes == [0] * 4
+    assert len(queued(folder)) == len(jobs_in(folder)) == 1
+
+
+def test_refused_clients_at_the_same_moment_leave_nothing(folder: Path) -> None:
+    def refused() -> None:
+        with pytest.raises(InputError, match="--partition absent"):
+            carry_out(request(folder / "results", profile={"partition": "absent"}))
+
+    pids = [in_child(refused) for _ in range(4)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    assert codes == [0] * 4
+    assert list(folder.iterdir()) == []
+
+
+def here(results: Path, **changes: Any) -> plan.Request:
+    profile = parse_profile({"kind": "local", "device": "cpu", "threads": 1, **changes.pop("profile", {})})
+    return replace(request(results, **changes), profile=profile, profile_name="local")
+
+
+@pytest.fixture
+def background(tmp_path: Path) -> Iterator[Path]:
+    """A results folder of this machine's; its controllers and ranks are ended afterwards."""
+    yield tmp_path / "results"
+    for job in jobs_in(tmp_path):
+        for one in job.submissions():
+            pid = local.controller_of(one.intent.token)
+            if pid is not None:
+                ranks = psutil.Process(pid).children(recursive=True)
+                for process in [psutil.Process(pid), *ranks]:
+                    process.kill()
+
+
+@pytest.mark.slow
+def test_jobs_in_the_background_survive_their_client_and_come_one_after_another(background: Path) -> None:
+    wanted = here(background, stage="pipeline", overrides=("pretrain.epochs=2",), profile={"tasks": 2})
+    pid = in_child(lambda: carry_out(wanted))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    again = carry_out(wanted)
+    assert [one.found for one in again] == [True] * 4
+    for one in again:
+        assert os.getsid(int(one.accepted.job_id)) == int(one.accepted.job_id)
+    until(lambda: succeeded(again[-1].job), 240)
+    assert (background / "study" / "report" / "index.html").is_file()
+    assert {path.name for path in again[0].job.logs.iterdir()} == {
+        f"{again[0].accepted.job_id}_{rank}_log.{kind}" for rank in (0, 1) for kind in ("out", "err")
+    } | {"controller.log"}
+
+
+@pytest.mark.slow
+def test_a_background_job_behind_one_that_fails_does_not_begin(background: Path) -> None:
+    wanted = here(background, stage="pipeline", overrides=("datasets=[absent.npz]",))
+    handed = carry_out(wanted)
+    until(lambda: not any(still_going(one.job) for one in handed), 90)
+    assert handed[0].job.newest_attempt() == 1
+    assert "absent.npz" in (handed[0].job.outcome(1) or Outcome(outcome="done")).reason
+    assert [one.job.newest_attempt() for one in handed[1:]] == [0, 0, 0]
+    told = (handed[1].job.logs / "controller.log").read_text()
+    assert "study/0001-pretrain has not succeeded" in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["a rank", "the other rank"])
+def test_a_dead_rank_ends_the_others_and_all_start_again(victim: str, background: Path) -> None:
+    (handed,) = carry_out(here(background, overrides=("pretrain.epochs=40",), profile={"tasks": 2}))
+    job = handed.job
+
+    def training() -> bool:
+        beat = job.heartbeat(1)
+        return beat is not None and (beat.done or 0) > 4
+
+    until(training, 90)
+    ranks = psutil.Process(int(handed.accepted.job_id)).children()
+    first = job.attempt(1)
+    assert first is not None
+    chosen = next(rank for rank in ranks if (rank.pid == first.pid) == (victim == "a rank"))
+    os.kill(chosen.pid, signal.SIGKILL)
+    until(lambda: succeeded(job), 180)
+    assert job.newest_attempt() == 2
+
+
+def test_members_of_a_sweep_take_turns_here(background: Path) -> None:
+    handed = carry_out(here(background, names=("a", "b")))
+    assert [one.job.record().array for one in handed] == [None, None]
+    running = [psutil.Process(int(one.accepted.job_id)) for one in handed]
+    until(lambda: any(process.children() for process in running))
+    (waiting,) = [one.job for one, process in zip(handed, running, strict=True) if not process.children()]
+    told = waiting.logs / "controller.log"
+    until(lambda: "waits for its turn" in told.read_text())
+    for process in running:
+        process.terminate()
+    until(lambda: not any(still_going(one.job) for one in handed), 60)
+    assert "before its ranks began" in told.read_text()
+
+
+def test_the_newest_job_alone_is_compared(tmp_path: Path) -> None:
+    old, new = (JobFolder.create(Experiment(tmp_path / "study"), "pretrain") for _ in range(2))
+    for job in (old, new):
+        job.write_record(
+            plan._record(request(tmp_path), "pretrain", request(tmp_path).members[0], plan.current_snapshot(tmp_path))
+        )
+    assert chain._newest_like(Experiment(tmp_path / "study"), new.record()) == new

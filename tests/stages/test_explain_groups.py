@@ -1,0 +1,83 @@
+"""How a shard is cut into groups, and what happens where a group's pass finds no memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import in_child, wait_for
+
+from maehpc.data import PackInfo, Preprocess
+from maehpc.explain import Explainer, NoiseKey
+from maehpc.models import build_classifier
+from maehpc.recipes import AdapterSettings, DataSettings, EncoderSettings, ExplainSettings
+from maehpc.stages.explain import whole_groups
+
+SIDE = 64
+INFO = PackInfo("toy", "Toy", "multi-class", (), "", (0.5,) * 3, (0.25,) * 3, {}, (SIDE, SIDE, 3))
+
+
+@given(
+    images=st.integers(1, 400),
+    shard=st.integers(1, 90),
+    group=st.integers(1, 40),
+    chunk=st.integers(1, 5),
+    at=st.data(),
+)
+def test_an_images_group_is_the_same_in_every_cut(
+    images: int, shard: int, group: int, chunk: int, at: st.DataObject
+) -> None:
+    start = at.draw(st.integers(0, (images - 1) // shard)) * shard
+    wanted = range(start, min(start + shard, images))
+    chunks = list(whole_groups(wanted, group, chunk * group, images))
+    seen = [image for part in chunks for image in part]
+    assert seen == sorted(set(seen)) and set(wanted) <= set(seen)
+    assert all(part.start % group == 0 and len(part) <= chunk * group for part in chunks)
+    assert all(part.stop % group == 0 or part.stop == images for part in chunks)
+    outside = [image for image in seen if image not in wanted]
+    assert len(outside) <= 2 * (group - 1), "no group is computed that the shard has no image of"
+
+
+def explainer(rows: int | None) -> Explainer:
+    encoder = EncoderSettings(name="vit-tiny", patch_size=4, width=96, depth=4, heads=4, weights="scratch")
+    classifier = build_classifier(encoder, AdapterSettings(), "cls", SIDE, 3, 5)
+    settings = ExplainSettings.model_validate(
+        {"sensitivity": {"samples": 63}, "noise_floor_images": 0, "batch_size": 2}
+    )
+    data = DataSettings(image_size=SIDE, normalization="dataset")
+    made = Explainer(classifier, settings, Preprocess(data, INFO), NoiseKey(0, "toy"))
+    if rows is not None:
+        made._rows = rows
+    return made
+
+
+def explained(made: Explainer) -> dict[str, torch.Tensor]:
+    pixels = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    found = made.explain(pixels, torch.arange(2), torch.zeros(2, dtype=torch.int64))
+    return {**found.maps, **{f"{name}_sensitivity": values for name, values in found.sensitivity.items()}}
+
+
+@pytest.mark.slow
+def test_where_memory_runs_out_passes_become_shorter(tmp_path: Path) -> None:
+    """A real limit of the address space; what is found differs from that without one by rounding alone."""
+    plain = explained(explainer(rows=8))
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        made = explainer(rows=128)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (150 << 20), resource.RLIM_INFINITY))
+        found = explained(made)
+        warnings = made.take_warnings()
+        assert warnings and "out of memory with 128 rows a pass: going on with 64" in warnings[0], warnings
+        assert not made.take_warnings()
+        for name, values in plain.items():
+            torch.testing.assert_close(found[name], values, rtol=2e-3, atol=1e-6, msg=name)
+
+    sys.stderr.flush()
+    assert wait_for([in_child(work)]) == [0]
