@@ -1,8 +1,8 @@
 """Explanations: attribution maps of a classifier, and how far they move when the image hardly does.
 
-    noise ──► sensitivity ──► explainer ◄── engine ◄── gradcam, rescale
+    noise, attacks ──► explainer ◄── engine ◄── methods/ ◄── passes ◄── network ◄── rules/
 
-`Explainer` is what a stage uses; `Engine` is where maps come from.
+`Explainer` is what a stage uses; `Engine` is where maps come from; a method is a file of `methods/`.
 """
 
 from maehpc.explain.engine import Attribution, Engine

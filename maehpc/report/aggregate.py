@@ -6,9 +6,11 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from maehpc import __version__, files, keys
 from maehpc.errors import InputError
@@ -20,16 +22,21 @@ from maehpc.recipes import Recipe, read_recipe
 from maehpc.report import page, tables
 from maehpc.report.collected import Collected
 from maehpc.report.explanations import Explained, choose, read_explained, read_panel
+from maehpc.report.figures.adversarial import Comparison, draw_comparisons
 from maehpc.report.figures.curves import draw_curves
 from maehpc.report.figures.distributions import Distribution, draw_distributions
 from maehpc.report.figures.panels import draw_panels
 from maehpc.report.figures.reconstructions import draw_reconstructions
-from maehpc.report.per_image import Append, per_image_table
-from maehpc.report.records import SPLITS, Finetuned, Scores, read_curves, read_finetuned, read_reconstructions
-from maehpc.report.statistics import summarise
+from maehpc.report.per_image import Append, per_image_tables
+from maehpc.report.records import SPLITS, Scored, Scores, read_curves, read_reconstructions, read_scored
+from maehpc.report.statistics import MethodScores, summarise, summarise_metric, summarise_search
+from maehpc.report.tables import Table
 
 _PLAIN_NAME = re.compile(r"[a-z0-9_-]+")
 """A catalogue's data set is kept under its own name; one given by path under a name that only `maehpc.data` knows."""
+
+
+IMAGES, IMAGE_METRICS = "images.parquet", "image_metrics.parquet"
 
 
 @dataclass(frozen=True)
@@ -72,12 +79,13 @@ def aggregate(results: Path, out: Path | None = None, progress: Progress | None 
         files.remove_partials(out)
         collected = Collected(out)
         progress = progress or Silent()
-        with per_image_table(out / "images.parquet") as append, progress.bar("aggregate", len(experiments)) as bar:
+        told = progress.bar("aggregate", len(experiments), images=0)
+        with per_image_tables(out / IMAGES, out / IMAGE_METRICS) as append, told as bar:
             for experiment in experiments:
                 relative = experiment.root.relative_to(results)
                 name = relative.as_posix() if relative.parts else experiment.root.resolve().name
                 _add_experiment(collected, name, experiment, append)
-                bar.advance(1, name)
+                bar.advance()
         return _write(collected)
 
 
@@ -107,6 +115,7 @@ def _add_experiment(collected: Collected, name: str, experiment: Experiment, app
     datasets = {
         *experiment.datasets_of("pretrain"),
         *experiment.datasets_of("finetune"),
+        *experiment.datasets_of("probe"),
         *experiment.mapped_datasets(),
     }
     for text in recipe.datasets if recipe else ():
@@ -114,7 +123,9 @@ def _add_experiment(collected: Collected, name: str, experiment: Experiment, app
             collected.lacks(f"{name}/{text}", "not begun")
     for dataset in sorted(datasets):
         identity = Identity(name, dataset)
-        finetuned = _add_scores(collected, identity, experiment)
+        finetuned = _add_scores(collected, identity, experiment, "finetune")
+        if dataset in experiment.datasets_of("probe"):
+            _add_scores(collected, identity, experiment, "probe")
         _add_curves(collected, identity, experiment, recipe)
         _add_reconstructions(collected, identity, experiment, recipe)
         explained = None
@@ -123,33 +134,43 @@ def _add_experiment(collected: Collected, name: str, experiment: Experiment, app
         if explained:
             append(name, dataset, explained)
             _add_sensitivity(collected, identity, explained, finetuned)
+            _add_adversarial(collected, identity, explained)
+            _add_metrics(collected, identity, explained)
             _add_panels(collected, identity, explained)
 
 
-def _add_scores(collected: Collected, identity: Identity, experiment: Experiment) -> Finetuned | None:
+_CLASSIFIERS = {
+    "finetune": ("finetuned", "finetuning is not finished, so accuracy and AUC are unknown"),
+    "probe": ("probe", "the probe is not finished"),
+}
+"""Stages that make a classifier: its name in the table of scores, and what is said where there is none."""
+
+
+def _add_scores(collected: Collected, identity: Identity, experiment: Experiment, stage: str) -> Scored | None:
+    classifier, otherwise = _CLASSIFIERS[stage]
     found = None
     with collected.tolerating(identity.place):
-        found = read_finetuned(experiment.stage("finetune", identity.dataset) / "done.json")
+        found = read_scored(experiment.stage(stage, identity.dataset) / "done.json")
         if found is None:
-            collected.lacks(identity.place, "finetuning is not finished, so accuracy and AUC are unknown")
+            collected.lacks(identity.place, otherwise)
     if found is None:
         return None
+    about = {**identity.columns, "title": found.dataset.title, "classifier": classifier}
     for split in SPLITS:
-        if split not in found.scores:
-            continue
-        about = {**identity.columns, "title": found.dataset.title, "split": split, "images": found.images.get(split)}
-        collected.scores.append({**about, **found.scores[split].model_dump()})
+        if split in found.scores:
+            row = {**about, "split": split, "images": found.images.get(split)}
+            collected.scores.append({**row, **found.scores[split].model_dump()})
     return found
 
 
 def _add_curves(collected: Collected, identity: Identity, experiment: Experiment, recipe: Recipe | None) -> None:
     stages = {}
-    for stage, title in (("pretrain", "Pretraining"), ("finetune", "Finetuning")):
+    for stage, title in (("pretrain", "Pretraining"), ("finetune", "Finetuning"), ("probe", "Probe")):
         with collected.tolerating(identity.place):
             curves = read_curves(experiment.stage(stage, identity.dataset) / "metrics.jsonl")
             if curves:
                 stages[title] = curves
-            elif stage == "finetune" or _pretrains(recipe):
+            elif stage == "finetune" or (stage == "pretrain" and _pretrains(recipe)):
                 collected.lacks(identity.place, f"no learning curve of {title.lower()}")
     if stages:
         title = f"Learning curves, {identity.place}"
@@ -183,9 +204,24 @@ def _read_maps(collected: Collected, identity: Identity, experiment: Experiment)
     return read_explained(store, partial(collected.lacks, identity.place))
 
 
-def _add_sensitivity(
-    collected: Collected, identity: Identity, explained: Explained, finetuned: Finetuned | None
-) -> None:
+def _generator(identity: Identity, explained: Explained, *words: str) -> np.random.Generator:
+    """Draws of one bootstrap."""
+    seed = keys.derive(explained.attributes.seed, "report", "bootstrap", identity.dataset, *words)
+    return np.random.default_rng(seed)
+
+
+def _about(identity: Identity, explained: Explained, method: str) -> dict[str, Any]:
+    """The columns that begin a row of every table of explanations."""
+    attributes = explained.attributes
+    return {**identity.columns, "title": attributes.title, "split": attributes.split, "method": method}
+
+
+def _label(identity: Identity, explained: Explained) -> str:
+    """What is said left of a row of a figure."""
+    return f"{explained.attributes.title}\n{identity.experiment}"
+
+
+def _add_sensitivity(collected: Collected, identity: Identity, explained: Explained, finetuned: Scored | None) -> None:
     attributes = explained.attributes
     if finetuned and attributes.classifier and attributes.classifier not in finetuned.files.values():
         collected.lacks(identity.place, "accuracy and AUC: another classifier was explained than is finetuned now")
@@ -193,13 +229,9 @@ def _add_sensitivity(
     test = finetuned.scores.get("test", Scores()) if finetuned else Scores()
     finite, intervals = {}, {}
     for method, scores in explained.scores.items():
-        seed = keys.derive(attributes.seed, "report", "bootstrap", identity.dataset, method)
-        statistics = summarise(scores, explained.flipped, np.random.default_rng(seed))
+        statistics = summarise(scores, explained.flipped, _generator(identity, explained, method))
         row = {
-            **identity.columns,
-            "title": attributes.title,
-            "split": attributes.split,
-            "method": method,
+            **_about(identity, explained, method),
             "images": len(explained.image),
             "of_images": explained.store.layout.images,
             "accuracy": test.accuracy,
@@ -209,11 +241,52 @@ def _add_sensitivity(
         collected.sensitivity.append(row)
         finite[method] = scores.maximum[np.isfinite(scores.maximum)]
         intervals[method] = (statistics["sensitivity_max_ci_low"], statistics["sensitivity_max_ci_high"])
-    if not attributes.explain.sensitivity.samples:
-        collected.lacks(identity.place, "no sensitivity: explain.sensitivity.samples is 0")
+    settings = attributes.explain.sensitivity
+    if not settings.drawn:
+        field = "samples is 0" if "random" in settings.kinds else "kinds leaves random out"
+        collected.lacks(identity.place, f"no sensitivity to random perturbations: explain.sensitivity.{field}")
     elif any(map(len, finite.values())):
-        label = f"{attributes.title}\n{identity.experiment}"
-        collected.distributions.append(Distribution(label, finite, intervals, attributes.sampling))
+        collected.distributions.append(
+            Distribution(_label(identity, explained), finite, intervals, attributes.sampling)
+        )
+
+
+def _add_adversarial(collected: Collected, identity: Identity, explained: Explained) -> None:
+    for method, scores in explained.scores.items():
+        for kind, found in scores.searched.items():
+            rng = _generator(identity, explained, method, kind)
+            statistics = summarise_search(found, scores, explained.flipped, rng)
+            collected.adversarial.append({**_about(identity, explained, method), "kind": kind, **statistics})
+    random, searched = {}, {}
+    for method, scores in explained.scores.items():
+        both = _in_both(scores)
+        if both.any():
+            random[method], searched[method] = scores.maximum[both], scores.searched["pgd"].change[both]
+    if searched:
+        label = _label(identity, explained)
+        collected.comparisons.append(Comparison(label, random, searched, explained.attributes.ball))
+
+
+def _in_both(scores: MethodScores) -> NDArray[np.bool_]:
+    """[N] whether an image has both a random maximum and a change that PGD found."""
+    if "pgd" not in scores.searched:
+        return np.zeros(len(scores.maximum), np.bool_)
+    return np.isfinite(scores.maximum) & np.isfinite(scores.searched["pgd"].change)
+
+
+def _add_metrics(collected: Collected, identity: Identity, explained: Explained) -> None:
+    for metric, part in dict.fromkeys(name for scores in explained.scores.values() for name in scores.metrics):
+        for method, scores in explained.scores.items():
+            if (metric, part) not in scores.metrics:
+                continue
+            row = {**_about(identity, explained, method), "metric": metric, "part": part}
+            values = scores.metrics[metric, part]
+            if values.ndim == 1:
+                rng = _generator(identity, explained, method, metric, part)
+                collected.metrics.append({**row, **summarise_metric(values, rng)})
+                continue
+            for element, column in enumerate(values.T):
+                collected.metrics.append({**row, "element": element, **summarise_metric(column, None)})
 
 
 def _add_panels(collected: Collected, identity: Identity, explained: Explained) -> None:
@@ -234,19 +307,68 @@ def _write(collected: Collected) -> Summary:
     out = collected.out
     if collected.distributions:
         caption = (
-            "Max sensitivity over images, by method and data set. Data sets compare only at one image size and one "
-            "preprocessing: the perturbation's norm grows with the side of the image."
+            "Max sensitivity to random perturbations over images, by method and data set. Data sets compare only at "
+            "one image size and one preprocessing: the perturbation's norm grows with the side of the image."
         )
         collected.add_figure("sensitivity", "", caption, lambda: draw_distributions(collected.distributions))
+    if collected.comparisons:
+        caption = (
+            "Random is not adversarial: the largest relative change of the map among random perturbations, and the "
+            "largest that projected gradient ascent found in the same ball with the prediction unchanged."
+        )
+        collected.add_figure("adversarial", "", caption, lambda: draw_comparisons(collected.comparisons))
     sensitivity = tables.sensitivity_table(collected.sensitivity)
-    scores = tables.scores_table(collected.scores)
-    written = [*tables.write_table(out / "table", sensitivity), *tables.write_table(out / "scores", scores)]
+    by_image = _add_tables(collected, sensitivity)
     index = out / "index.html"
-    html = page.render(sensitivity, scores, collected.pictures, collected.missing, collected.recipes, __version__)
+    html = page.render(collected.sections, collected.pictures, collected.missing, collected.recipes, __version__)
     files.write_text(index, html)
     return Summary(
         rows=sensitivity.data,
         text=sensitivity.text,
-        files=[*written, out / "images.parquet", *collected.files, index],
+        files=[*collected.tables, *by_image, *collected.files, index],
         missing=collected.missing,
     )
+
+
+def _add_tables(collected: Collected, sensitivity: Table) -> list[Path]:
+    """Writes the tables; returns those of single images, which are written already."""
+    by_image = [IMAGES]
+    collected.add_table(
+        sensitivity,
+        stem="table",
+        heading="Sensitivity of explanations",
+        caption="How far explanations move under random perturbations: what chance does, not the worst case.",
+        columns=tables.SENSITIVITY,
+        images=IMAGES,
+    )
+    if collected.adversarial:
+        collected.add_table(
+            tables.adversarial_table(collected.adversarial),
+            stem="adversarial",
+            heading="Adversarial sensitivity",
+            caption="How far explanations move under perturbations that were searched for in the same ball, the "
+            "prediction unchanged. What is found is a lower bound of the worst case; random perturbations are in the "
+            "table above.",
+            columns=tables.ADVERSARIAL,
+            images=IMAGES,
+        )
+    if collected.metrics:
+        single = any("element" not in row for row in collected.metrics)
+        by_image += [IMAGE_METRICS] * single
+        collected.add_table(
+            tables.metrics_table(collected.metrics),
+            stem="metrics",
+            heading="Further measures of trust",
+            caption="Means over images.",
+            columns=tables.METRICS,
+            terms=tables.metric_meanings(list(dict.fromkeys(row["metric"] for row in collected.metrics))),
+            images=IMAGE_METRICS if single else "",
+        )
+    collected.add_table(
+        tables.scores_table(collected.scores),
+        stem="scores",
+        heading="Scores of classifiers",
+        caption="Of the finetuned classifiers, and of probes.",
+        columns=tables.SCORES,
+    )
+    return [collected.out / name for name in by_image]

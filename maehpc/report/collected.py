@@ -11,9 +11,11 @@ from typing import Any
 from maehpc import files
 from maehpc.errors import MaehpcError
 from maehpc.recipes import Recipe, recipe_yaml
+from maehpc.report.figures.adversarial import Comparison
 from maehpc.report.figures.distributions import Distribution
 from maehpc.report.figures.style import Draw, write_figure
-from maehpc.report.page import Picture, RecipeText
+from maehpc.report.page import Picture, RecipeText, Section
+from maehpc.report.tables import Table, write_table
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
@@ -26,8 +28,13 @@ class Collected:
         self.files: list[Path] = []
         self.missing: list[str] = []
         self.sensitivity: list[Mapping[str, Any]] = []
+        self.adversarial: list[Mapping[str, Any]] = []
+        self.metrics: list[Mapping[str, Any]] = []
         self.scores: list[Mapping[str, Any]] = []
         self.distributions: list[Distribution] = []
+        self.comparisons: list[Comparison] = []
+        self.tables: list[Path] = []
+        self.sections: list[Section] = []
         self.pictures: list[Picture] = []
         self.recipes: list[RecipeText] = []
 
@@ -50,6 +57,25 @@ class Collected:
         """Adds an experiment's recipe and its digest."""
         digest = files.digest(recipe.model_dump(mode="json"))
         self.recipes.append(RecipeText(experiment, digest, recipe_yaml(recipe)))
+
+    def add_table(
+        self,
+        table: Table,
+        *,
+        stem: str,
+        heading: str,
+        caption: str,
+        columns: Mapping[str, str],
+        terms: Mapping[str, str] | None = None,
+        images: str = "",
+    ) -> None:
+        """Writes a table, and shows it on the page; see `Section`.
+
+        Raises:
+            RunError: the disk refused.
+        """
+        self.tables += write_table(self.out / stem, table)
+        self.sections.append(Section(stem, heading, caption, table.text, columns, terms or {}, images))
 
     def add_figure(self, kind: str, place: str, caption: str, draw: Draw) -> None:
         """Draws and writes a figure called after its kind and place, and no other.

@@ -14,11 +14,12 @@ from pydantic import BaseModel, ValidationError
 from maehpc.errors import InputError, MaehpcError
 from maehpc.maps import MapStore
 from maehpc.recipes import ExplainSettings
+from maehpc.recipes.settings import SEARCH_SCORES
 from maehpc.report.figures.panels import Panel
 from maehpc.report.methods import method
-from maehpc.report.statistics import MethodScores
+from maehpc.report.statistics import MethodScores, Searched
 
-_SCORES = ("sensitivity", "sensitivity_max", "sensitivity_mean", "completeness")
+_SCORES = ("sensitivity", "sensitivity_max", "sensitivity_mean", "completeness", "floor")
 
 
 class Attributes(BaseModel):
@@ -36,9 +37,14 @@ class Attributes(BaseModel):
     @property
     def sampling(self) -> str:
         """How sensitivity was sampled, in words."""
+        return f"{self.explain.sensitivity.drawn} perturbations, {self.ball}"
+
+    @property
+    def ball(self) -> str:
+        """Where perturbations lie, in words."""
         settings = self.explain.sensitivity
         clipped = ", clipped" if settings.clip else ""
-        return f"{settings.samples} perturbations, radius {settings.radius:g} in {settings.space} space{clipped}"
+        return f"radius {settings.radius:g} in {settings.space} space{clipped}"
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,24 @@ def read_explained(store: MapStore, missing: Callable[[str], None]) -> Explained
 
 def _score_arrays(store: MapStore, attributes: Attributes) -> list[str]:
     wanted = ["label", "prediction", "flipped"]
-    wanted += [f"{name}_{score}" for name in attributes.methods for score in _SCORES]
+    for name in attributes.methods:
+        wanted += [f"{name}_{score}" for score in _SCORES]
+        wanted += [
+            f"{name}_{kind}_{part}" for kind in attributes.explain.sensitivity.searches for part in SEARCH_SCORES
+        ]
+        wanted += _metric_arrays(store, attributes, name).values()
     return [name for name in wanted if name in store.layout.arrays]
+
+
+def _metric_arrays(store: MapStore, attributes: Attributes, method: str) -> dict[tuple[str, str], str]:
+    """Names of the arrays of a method's metrics, by metric and part; names of methods and metrics have no `_`."""
+    found = {}
+    for name, layout in store.layout.arrays.items():
+        of, metric, part = (*name.split("_", 2), "", "")[:3]
+        if of == method and metric in attributes.explain.metrics and len(layout.shape) < 2:
+            found[metric, part] = name
+    order = attributes.explain.metrics.index
+    return dict(sorted(found.items(), key=lambda item: (order(item[0][0]), item[0][1])))
 
 
 def _joined(store: MapStore, attributes: Attributes, parts: dict[str, list[NDArray[Any]]]) -> Explained:
@@ -140,6 +162,15 @@ def _joined(store: MapStore, attributes: Attributes, parts: dict[str, list[NDArr
                 maximum=score(name, "sensitivity_max", unknown),
                 mean=score(name, "sensitivity_mean", unknown),
                 completeness=score(name, "completeness", unknown),
+                floor=score(name, "floor", unknown),
+                searched={
+                    kind: Searched(**{part: score(name, f"{kind}_{part}", unknown) for part in SEARCH_SCORES})
+                    for kind in attributes.explain.sensitivity.searches
+                },
+                metrics={
+                    key: arrays[array].astype(np.float64)
+                    for key, array in _metric_arrays(store, attributes, name).items()
+                },
             )
             for name in attributes.methods
         },
@@ -151,21 +182,30 @@ def _listed(numbers: list[int], most: int = 12) -> str:
     return ", ".join(map(str, numbers[:most])) + (f" and {rest} more" if rest > 0 else "")
 
 
+def ranking(scores: MethodScores) -> tuple[str, NDArray[np.float64]]:
+    """What images are ranked by, in words, and its values [N]: max sensitivity, or else what PGD found."""
+    if not scores.samples.size and "pgd" in scores.searched:
+        return "PGD change", scores.searched["pgd"].change
+    return "max sensitivity", scores.maximum
+
+
 def choose(explained: Explained) -> tuple[str, dict[int, str]]:
-    """Images worth a look: lowest, median and highest max sensitivity of the first method; ties go to the lower image.
+    """Images worth a look: lowest, median and highest sensitivity of the first method; ties go to the lower image.
 
     Returns:
         In words, what was chosen; and by position in `explained`, why.
     """
-    name = explained.attributes.methods[0]
-    values = explained.scores[name].maximum
+    attributes = explained.attributes
+    name = attributes.methods[0]
+    measure, values = ranking(explained.scores[name])
     ranked = [int(place) for place in np.argsort(values, kind="stable") if not np.isnan(values[place])]
     if not ranked:
         return "The first images", {place: f"Image {place + 1}" for place in range(min(3, len(values)))}
     reasons: dict[int, str] = {}
     for place, reason in ((0, "Lowest"), (-1, "Highest"), ((len(ranked) - 1) // 2, "Median")):
         reasons.setdefault(ranked[place], reason)
-    words = f"Lowest, median and highest max sensitivity of {method(name).title} ({explained.attributes.sampling})"
+    how = attributes.sampling if explained.scores[name].samples.size else attributes.ball
+    words = f"Lowest, median and highest {measure} of {method(name).title} ({how})"
     return words, dict(sorted(reasons.items(), key=lambda item: ranked.index(item[0])))
 
 
@@ -186,8 +226,12 @@ def read_panel(explained: Explained, position: int, heading: str) -> Panel:
         lines=_about(explained, position),
         image=pixels.squeeze(-1) if pixels is not None and pixels.shape[-1] == 1 else pixels,
         maps={name: _flat(name, store.read(name, shard)[row]) for name in methods},
-        sensitivity={name: float(explained.scores[name].maximum[position]) for name in methods},
+        sensitivity={name: float(ranking(explained.scores[name])[1][position]) for name in methods},
+        measure=_SHORT[ranking(explained.scores[methods[0]])[0]],
     )
+
+
+_SHORT = {"max sensitivity": "max sens.", "PGD change": "PGD change"}
 
 
 def _about(explained: Explained, position: int) -> tuple[str, ...]:

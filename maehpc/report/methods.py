@@ -1,9 +1,15 @@
-"""How each explanation method is named and drawn, so that tables, figures and page agree."""
+"""How each explanation method is named and drawn, so that tables, figures and page agree.
+
+What a method's own file says of it decides; a new method needs nothing here.
+"""
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Literal
+
+from maehpc.recipes import plugins
 
 
 @dataclass(frozen=True)
@@ -25,13 +31,22 @@ class Method:
     over_channels: Literal["largest", "sum"] = "sum"
 
 
-_METHODS = {
-    "saliency": Method("Saliency", "#0072B2", signed=False, over_channels="largest"),
-    "gradcam": Method("GradCAM", "#D55E00", overlay=True),
-    "deeplift-captum": Method("DeepLIFT (captum)", "#009E73"),
-}
+_COLOURS = {"saliency": "#0072B2", "gradcam": "#D55E00", "deeplift": "#009E73", "deeplift-captum": "#CC79A7"}
+_FURTHER = ("#E69F00", "#56B4E9", "#000000")
+"""For all others, by their names: the same in every report. Two may share one, so figures also name what they show."""
+
+_UNKNOWN = "#555555"
 
 
 def method(name: str) -> Method:
-    """The appearance of a method; one without its own is drawn signed, in grey, under its own name."""
-    return _METHODS.get(name, Method(name, "#555555"))
+    """The appearance of a method; one that this package does not know is drawn signed, in grey, under its own name."""
+    facts = plugins.facts("methods", name)
+    if not facts:
+        return Method(name, _UNKNOWN)
+    return Method(
+        title=facts.get("title", name),
+        colour=_COLOURS.get(name) or _FURTHER[zlib.crc32(name.encode()) % len(_FURTHER)],
+        signed=facts.get("signed", True),
+        overlay=facts.get("kind") == "grid",
+        over_channels=facts.get("over_channels", "sum"),
+    )

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import jinja2
+import pandas as pd
 
-from maehpc.report.tables import SENSITIVITY, Table
+
+@dataclass(frozen=True)
+class Section:
+    """A table on the page.
+
+    Attributes:
+        stem: of its files' names.
+        heading: above it.
+        caption: what it holds, and what it must not be taken for.
+        text: its rows, for people.
+        columns: what each column of its files means.
+        terms: what else its cells speak of.
+        images: name of the file that has the same image by image; empty for none.
+    """
+
+    stem: str
+    heading: str
+    caption: str
+    text: pd.DataFrame
+    columns: Mapping[str, str]
+    terms: Mapping[str, str] = field(default_factory=dict)
+    images: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,8 +59,7 @@ class RecipeText:
 
 
 def render(
-    sensitivity: Table,
-    scores: Table,
+    sections: Sequence[Section],
     pictures: Sequence[Picture],
     missing: Sequence[str],
     recipes: Sequence[RecipeText],
@@ -47,8 +68,7 @@ def render(
     """The page's HTML. Everything that comes from a file is escaped.
 
     Args:
-        sensitivity: one row an experiment, data set and method.
-        scores: one row an experiment, data set and split.
+        sections: tables in the order they are shown; those without rows are left out.
         pictures: in the order they are shown.
         missing: sentences.
         recipes: one an experiment.
@@ -62,11 +82,7 @@ def render(
         lstrip_blocks=True,
     )
     return environment.get_template("index.html").render(
-        tables=[
-            ("Explanations", "Sensitivity of explanations", "table", sensitivity.text),
-            ("Classifiers", "Scores of classifiers", "scores", scores.text),
-        ],
-        columns=SENSITIVITY,
+        sections=[section for section in sections if len(section.text)],
         pictures=pictures,
         missing=missing,
         recipes=recipes,

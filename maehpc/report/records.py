@@ -32,8 +32,8 @@ class _DataSet(BaseModel):
     title: str
 
 
-class Finetuned(BaseModel):
-    """The part of finetuning's done.json that is reported."""
+class Scored(BaseModel):
+    """The part of done.json that is reported of a stage that makes a classifier."""
 
     scores: dict[Split, Scores]
     images: dict[Split, int]
@@ -68,15 +68,15 @@ def _bytes(path: Path) -> bytes | None:
         return None
 
 
-def read_finetuned(path: Path) -> Finetuned | None:
-    """Scores of a finished finetuning, or None where its done.json is absent.
+def read_scored(path: Path) -> Scored | None:
+    """Scores of a finished finetuning or probe, or None where its done.json is absent.
 
     Raises:
         InputError: the file does not hold them.
         RunError: it cannot be read.
     """
     data = _bytes(path)
-    return None if data is None else _parsed(Finetuned, data, str(path))
+    return None if data is None else _parsed(Scored, data, str(path))
 
 
 def read_curves(path: Path) -> Curves | None:

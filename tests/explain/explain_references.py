@@ -12,7 +12,7 @@ from captum.attr import DeepLift, LayerGradCam, Saliency
 from torch import Tensor, nn
 
 from maehpc.data import PackInfo, Preprocess
-from maehpc.explain.gradcam import resolve_layer
+from maehpc.explain.layers import layer_path
 from maehpc.models import Classifier, build_classifier, grid_size, num_prefix_tokens
 from maehpc.recipes import AdapterSettings, DataSettings, EncoderSettings, ExplainSettings
 
@@ -53,7 +53,7 @@ def images(count: int, side: int = SIDE, seed: int = 1) -> Tensor:
 
 
 def explain_settings(*methods: str, **values: object) -> ExplainSettings:
-    return ExplainSettings(methods=methods or ("saliency", "gradcam", "deeplift-captum"), **values)
+    return ExplainSettings(methods=methods or ("saliency", "gradcam", "deeplift", "deeplift-captum"), **values)
 
 
 class ToyEncoder(nn.Module):
@@ -110,9 +110,9 @@ class _OnGrid(nn.Module):
 def captum_gradcam(classifier: Classifier, layer: str) -> Callable[[Tensor, Tensor], Tensor]:
     """(x, targets) -> [B, h, w]."""
     wrapped = copy.deepcopy(classifier)
-    parent, _, name = layer.rpartition(".")
-    holder = resolve_layer(wrapped.encoder, parent) if parent else wrapped.encoder
-    old = resolve_layer(wrapped.encoder, layer)
+    *parents, name = layer_path(wrapped.encoder, layer)
+    holder = wrapped.encoder.get_submodule(".".join(parents))
+    old = holder.get_submodule(name)
     on_grid = _OnGrid(old, num_prefix_tokens(wrapped.encoder), grid_size(wrapped.encoder))
     if isinstance(holder, nn.Sequential):
         holder[int(name)] = on_grid

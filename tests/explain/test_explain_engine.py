@@ -20,7 +20,7 @@ from maehpc.explain.engine import Engine
 from maehpc.recipes import EncoderSettings
 
 X = preprocess().normalise(images(6))
-METHODS = ("saliency", "gradcam", "deeplift-captum")
+METHODS = ("saliency", "gradcam", "deeplift", "deeplift-captum")
 ZERO = torch.zeros_like(X[:1])
 BLACK = preprocess().normalise(ZERO)
 TARGETS = torch.tensor([0, 1, 2, 3, 4, 0])
@@ -62,6 +62,7 @@ def test_equals_captum_on_timm_families(name, side, representation):
     x, targets = preprocess().normalise(images(2, side)).double(), torch.tensor([3, 1])
     settings = explain_settings(gradcam={"layer": "blocks.-1.norm1"})
     attribution = Engine(classifier, settings, torch.zeros_like(x[:1])).attribute(x, targets)
+    assert attribution.completeness["deeplift"].max() < 1e-9
     close(attribution.maps["saliency"], captum_saliency(classifier)(x, targets), 1e-10)
     close(attribution.maps["gradcam"], captum_gradcam(classifier, "blocks.11.norm1")(x, targets), 1e-10)
     close(attribution.maps["deeplift-captum"], captum_deeplift(classifier)(x, targets), 1e-10)
@@ -77,37 +78,59 @@ def test_relu_rule_matters_here():
 def test_linear_model():
     weight = torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
     x, targets = images(4, side=2), torch.tensor([2, 0, 1, 1])
-    maps = Engine(linear_classifier(weight, 2), explain_settings("saliency", "deeplift"), ZERO[..., :2, :2])
-    attribution = maps.attribute(x, targets)
+    settings = explain_settings("saliency", "input-x-gradient", "deeplift", "deeplift-captum")
+    attribution = Engine(linear_classifier(weight, 2), settings, ZERO[..., :2, :2]).attribute(x, targets)
     explained = weight[targets].reshape(4, 3, 2, 2)
     torch.testing.assert_close(attribution.maps["saliency"], explained.abs())
-    torch.testing.assert_close(attribution.maps["deeplift-captum"], explained * x)
-    assert attribution.completeness["deeplift-captum"].max() < 1e-5
+    for method in ("input-x-gradient", "deeplift", "deeplift-captum"):
+        torch.testing.assert_close(attribution.maps[method], explained * x)
+    for method in ("deeplift", "deeplift-captum"):
+        assert attribution.completeness[method].max() < 1e-5
+    assert set(attribution.completeness) == {"deeplift", "deeplift-captum"}
 
 
 def test_quadratic_model():
-    """f = x'Ax/2: the gradient is Ax, and gradient times input counts every product twice: error 1."""
+    """f = x'Ax/2: the gradient is Ax, and gradient times input counts every product twice: error 1.
+
+    By the midpoints of both factors every product is shared out, half of it to either factor's pixel.
+    """
     root = torch.rand(12, 12, generator=torch.Generator().manual_seed(0)).double()
     matrix, x = root @ root.T, images(4, side=2).double()
-    engine = Engine(quadratic_classifier(matrix, 2), explain_settings("saliency", "deeplift"), x[:1] * 0)
+    engine = Engine(
+        quadratic_classifier(matrix, 2), explain_settings("saliency", "deeplift", "deeplift-captum"), x[:1] * 0
+    )
     attribution = engine.attribute(x, torch.zeros(4, dtype=torch.int64))
     gradient = (x.flatten(1) @ matrix).reshape(x.shape)
     torch.testing.assert_close(attribution.maps["saliency"], gradient)
     torch.testing.assert_close(attribution.maps["deeplift-captum"], gradient * x)
     torch.testing.assert_close(attribution.completeness["deeplift-captum"], torch.ones(4).double())
+    torch.testing.assert_close(attribution.maps["deeplift"], gradient * x / 2)
+    assert attribution.completeness["deeplift"].max() < 1e-12
+
+
+def test_inputs_are_measured_from_the_baseline():
+    classifier, x, baseline = vit().double(), X.double(), BLACK.double()
+    settings = explain_settings("saliency", "input-x-gradient")
+    attribution = Engine(classifier, settings, baseline).attribute(x, TARGETS)
+    plain = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(classifier(plain).gather(1, TARGETS[:, None]).sum(), plain)
+    close(attribution.maps["input-x-gradient"], (x - baseline) * gradient, 1e-12)
 
 
 def test_completeness_by_its_definition():
     classifier = vit().double()
     x = X.double()
-    attribution = Engine(classifier, explain_settings("deeplift"), BLACK.double()).attribute(x, TARGETS)
+    settings = explain_settings("deeplift", "deeplift-captum")
+    attribution = Engine(classifier, settings, BLACK.double()).attribute(x, TARGETS)
     for row, target in enumerate(TARGETS):
         change = classifier(x[row : row + 1])[0, target] - classifier(BLACK.double())[0, target]
         error = (attribution.maps["deeplift-captum"][row].sum() - change).abs() / change.abs()
         torch.testing.assert_close(attribution.completeness["deeplift-captum"][row], error.detach())
+        assert abs(attribution.maps["deeplift"][row].sum() - change) < 1e-12
+        assert attribution.completeness["deeplift"][row] < 1e-9
 
 
-@pytest.mark.parametrize("methods", [m for n in (1, 2, 3) for m in itertools.permutations(METHODS, n)])
+@pytest.mark.parametrize("methods", [m for n in (1, 2, 4) for m in itertools.permutations(METHODS, n)])
 def test_each_method_alone_or_in_any_company(methods):
     classifier = vit()
     everything = Engine(classifier, explain_settings(), ZERO).attribute(X, TARGETS)
@@ -132,6 +155,15 @@ def test_neighbours_do_not_matter():
     pair = engine.attribute(X[order].double(), TARGETS[order])
     for method, maps in together.maps.items():
         close(pair.maps[method], maps[order], 1e-12)
+
+
+def test_rows_of_one_image_share_its_prediction():
+    engine = Engine(vit(), explain_settings("saliency"), ZERO)
+    alone = engine.attribute(X[::3])
+    together = engine.attribute(X, rows=3)
+    assert not torch.equal(engine.attribute(X).targets, alone.targets.repeat_interleave(3))
+    assert torch.equal(together.targets, alone.targets.repeat_interleave(3))
+    close(together.maps["saliency"], engine.attribute(X, together.targets).maps["saliency"], 1e-6)
 
 
 def test_same_batch_gives_the_same_bits():
@@ -162,4 +194,16 @@ def test_refuses_an_encoder_that_captum_treats_by_rules():
     classifier.encoder.blocks[1].mlp.act = nn.ReLU()
     with pytest.raises(InputError, match=r"deeplift-captum.*blocks\.1\.mlp\.act"):
         Engine(classifier, explain_settings(), ZERO)
-    Engine(classifier, explain_settings("saliency", "gradcam"), ZERO)
+    attribution = Engine(classifier, explain_settings("saliency", "gradcam", "deeplift"), ZERO).attribute(X)
+    assert attribution.completeness["deeplift"].max() < 1e-4
+
+
+def test_refuses_a_head_that_captum_treats_by_a_rule_over_the_batch():
+    classifier = vit()
+    classifier.head.activation = nn.Softmax(-1)
+    with pytest.raises(
+        InputError, match=r"deeplift-captum.*captum's rule for Softmax mixes.*leave deeplift-captum out"
+    ):
+        Engine(classifier, explain_settings("deeplift-captum"), ZERO)
+    attribution = Engine(classifier, explain_settings("deeplift"), ZERO).attribute(X)
+    assert attribution.completeness["deeplift"].max() < 1e-4

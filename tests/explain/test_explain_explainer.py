@@ -28,6 +28,7 @@ PIXELS = images(6)
 INDICES = torch.tensor([3, 14, 15, 92, 65, 35])
 LABELS = torch.tensor([4, 3, 2, 1, 0, 4])
 SAMPLES = 4
+METHODS = Engine(vit(), explain_settings(), PREPROCESS.normalise(PIXELS[:1])).methods
 
 
 def explain(classifier, pixels=PIXELS, indices=INDICES, labels=LABELS, preprocess=PREPROCESS, methods=(), **settings):
@@ -71,9 +72,7 @@ def test_linear_model():
     for sample in range(SAMPLES):
         noise = uniform(KEY, INDICES, sample, (3, 2, 2), 0.02, "cpu")
         expected = (explained * noise).flatten(1).norm(dim=1) / (explained * pixels).flatten(1).norm(dim=1)
-        torch.testing.assert_close(
-            explanation.sensitivity["deeplift-captum"][:, sample], expected, rtol=1e-4, atol=1e-7
-        )
+        torch.testing.assert_close(explanation.sensitivity["deeplift"][:, sample], expected, rtol=1e-4, atol=1e-7)
 
 
 def test_quadratic_model():
@@ -188,17 +187,37 @@ def test_reduction_touches_what_is_stored_and_not_the_scores():
 
 def test_half_precision_is_stored_or_refused():
     maps, settings = images(2) - 0.5, MapSettings(dtype="float16", channels="full")
-    assert torch.equal(stored("deeplift-captum", maps, settings), maps.half())
+    assert torch.equal(stored(METHODS["deeplift-captum"], maps, settings), maps.half())
     with pytest.raises(RunError, match=r"explain\.maps\.dtype: float16.*saliency.*float32"):
-        stored("saliency", 1e6 * maps, settings)
+        stored(METHODS["saliency"], 1e6 * maps, settings)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 12])
+def test_fewer_rows_than_images_change_nothing(rows):
+    """Where memory holds less than one row of each image of a group."""
+    wanted = {"sensitivity": {"samples": SAMPLES, "kinds": ["random", "pgd"], "search": {"steps": 2}}, "batch_size": 6}
+    whole = explain(vit().double(), PIXELS.double(), **wanted)
+    explainer = Explainer(vit().double(), explain_settings(**wanted), PREPROCESS, KEY)
+    explainer._rows = rows
+    parts = explainer.explain(PIXELS.double(), INDICES, LABELS)
+    assert not explainer.take_warnings()
+    for method in METHODS:
+        torch.testing.assert_close(parts.maps[method], whole.maps[method], rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(parts.sensitivity[method], whole.sensitivity[method], rtol=1e-6, atol=1e-9)
+        found = f"{method}_pgd"
+        torch.testing.assert_close(parts.searched[found].change, whole.searched[found].change, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(parts.logits, whole.logits)
+    assert torch.equal(parts.target, whole.target) and torch.equal(parts.flipped, whole.flipped)
 
 
 def test_half_precision_that_would_lose_a_whole_map_is_refused():
     settings = MapSettings(dtype="float16", channels="full")
     faint = torch.cat([images(1), 1e-9 * images(1)])
     with pytest.raises(RunError, match=r"float16 turns a saliency map.*zeros.*float32"):
-        stored("saliency", faint, settings)
-    assert not stored("saliency", torch.zeros_like(faint), settings).any()  # a map that is zero is stored as it is
+        stored(METHODS["saliency"], faint, settings)
+    assert not stored(
+        METHODS["saliency"], torch.zeros_like(faint), settings
+    ).any()  # a map that is zero is stored as it is
 
 
 def test_a_perturbation_without_finite_numbers_is_no_zero_map():

@@ -6,8 +6,9 @@ from torch import nn
 
 from maehpc.errors import InputError
 from maehpc.explain.engine import Engine
-from maehpc.explain.gradcam import resolve_layer
+from maehpc.explain.layers import layer_path
 from maehpc.models import Classifier
+from maehpc.recipes import EncoderSettings
 
 X = preprocess().normalise(images(6))
 BASELINE = torch.zeros_like(X[:1])
@@ -24,6 +25,7 @@ def gradcam(classifier, x=X, targets=TARGETS, **settings):
     [
         ("cls", "blocks.-1.norm1"),
         ("cls", "blocks.1.attn.qkv"),
+        ("cls", "blocks.0.mlp.fc2"),
         ("cls", "blocks.0"),
         ("mean", "blocks.-1.norm1"),
         ("mean", "blocks.-1"),
@@ -62,9 +64,10 @@ def test_positive_part_and_upsampling(mode):
 
 def test_layers_by_name_and_number():
     encoder = vit().encoder
-    assert resolve_layer(encoder, "blocks.-1.norm1") is encoder.blocks[1].norm1
-    assert resolve_layer(encoder, "blocks.-2") is encoder.blocks[0]
-    assert resolve_layer(encoder, "norm") is encoder.norm
+    assert layer_path(encoder, "blocks.-1.norm1") == ["blocks", "1", "norm1"]
+    assert layer_path(encoder, "blocks.-2") == ["blocks", "0"]
+    assert layer_path(encoder, "blocks.1.norm1") == ["blocks", "1", "norm1"]
+    assert layer_path(encoder, "norm") == ["norm"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +107,22 @@ def test_a_dead_head_is_a_finding_and_no_wrong_layer():
     assert not gradcam(classifier).any()
 
 
-def test_leaves_no_hook_behind():
+@pytest.mark.parametrize("layer", ["blocks.-1.attn.qkv", "blocks.-1.attn"])
+def test_layers_that_are_read_and_not_run(layer):
+    """Eva's attention reads the weight of qkv and never runs it; a wrapper must not stand in the way."""
+    encoder = EncoderSettings(name="timm:eva02_tiny_patch14_224", weights="scratch")
+    classifier = vit("mean", encoder=encoder, side=28)
+    x = preprocess().normalise(images(1, 28))
+    if layer.endswith("qkv"):
+        with pytest.raises(InputError, match="is run 0 times"):
+            gradcam(classifier, x, TARGETS[:1], layer=layer)
+    else:
+        assert gradcam(classifier, x, TARGETS[:1], layer=layer).shape == (1, 2, 2)
+
+
+def test_leaves_the_classifier_as_it_is():
     classifier = vit()
+    before = {name: (type(module), id(module)) for name, module in classifier.named_modules()}
     gradcam(classifier)
-    assert not any(module._forward_hooks for module in classifier.modules())
+    assert {name: (type(module), id(module)) for name, module in classifier.named_modules()} == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in classifier.modules())

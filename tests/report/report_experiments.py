@@ -28,7 +28,10 @@ class Study:
     Attributes:
         name: of the data set.
         images: uint8 [N, S, S, C], those that are explained.
-        samples: perturbations an image; 0 leaves sensitivity out.
+        samples: random perturbations an image; 0 leaves them out.
+        searches: kinds of search for an adversarial perturbation.
+        floors: images whose noise floor is known.
+        metrics: names; `deletion` has a curve beside its own value.
         multi_label: whether labels are sets.
         full: whether maps keep their channels.
         pixels: whether the store keeps the images.
@@ -40,6 +43,9 @@ class Study:
         default_factory=lambda: np.random.default_rng(1).integers(0, 256, (10, 16, 16, 3), np.uint8)
     )
     samples: int = 3
+    searches: tuple[str, ...] = ()
+    floors: int = 0
+    metrics: tuple[str, ...] = ()
     multi_label: bool = False
     full: bool = False
     pixels: bool = True
@@ -191,6 +197,28 @@ def explanations(study: Study, seed: int) -> dict[str, NDArray[Any]]:
             arrays[f"{method}_sensitivity"] = values
             arrays[f"{method}_sensitivity_max"] = values.max(1)
             arrays[f"{method}_sensitivity_mean"] = values.mean(1)
+    arrays |= further_scores(study, np.random.default_rng(seed + 1000))
+    return arrays
+
+
+def further_scores(study: Study, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+    """Noise floors, what searches found, and metrics; GradCAM's third map is zero everywhere."""
+    count, arrays = len(study.images), {}
+    for method in METHODS:
+        zero = np.arange(count) == 2 if method == "gradcam" else np.zeros(count, np.bool_)
+        drawn = {f"{method}_floor": np.where(np.arange(count) < study.floors, rng.lognormal(-14, 1, count), np.nan)}
+        for kind in study.searches:
+            drawn[f"{method}_{kind}_change"] = rng.lognormal(0, 0.6, count)
+            drawn[f"{method}_{kind}_top"] = rng.random(count)
+            drawn[f"{method}_{kind}_spearman"] = rng.uniform(-1, 1, count)
+            drawn[f"{method}_{kind}_centre"] = rng.random(count) / 4
+        for metric in study.metrics:
+            drawn[f"{method}_{metric}"] = rng.random(count)
+            if metric == "deletion":
+                drawn[f"{method}_{metric}_curve"] = rng.random((count, 4))
+        for name, values in drawn.items():
+            values[zero] = np.nan
+            arrays[name] = values.astype(np.float32)
     return arrays
 
 
@@ -205,9 +233,11 @@ def store_layout(study: Study, arrays: dict[str, NDArray[Any]]) -> StoreLayout:
     full = ("channel", "y", "x") if study.full else ("y", "x")
     dims |= {"saliency": full, "deeplift-captum": full}
     dims |= {f"{method}_sensitivity": ("sample",) for method in METHODS}
+    dims |= {f"{method}_deletion_curve": ("step",) for method in METHODS}
     settings = ExplainSettings.model_validate(
         {
-            "sensitivity": {"samples": study.samples},
+            "sensitivity": {"samples": study.samples, "kinds": ("random", *study.searches)},
+            "metrics": study.metrics,
             "maps": {
                 "channels": "full" if study.full else "reduced",
                 "pixels": study.pixels,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from report_experiments import METHODS, UNTRAINED, Study, explanations, write_explanations, write_maps, write_recipe
+from report_experiments import (
+    METHODS,
+    UNTRAINED,
+    Study,
+    explanations,
+    write_explanations,
+    write_maps,
+    write_recipe,
+    write_training,
+)
 
 from maehpc import files
 from maehpc.errors import InputError, RunError
 from maehpc.experiment import Experiment
 from maehpc.maps import ArrayLayout, MapStore, StoreLayout
 from maehpc.ownership import own
+from maehpc.recipes import plugins
 from maehpc.report import Summary, aggregate
 from maehpc.report.explanations import choose, read_explained, read_panel
 
@@ -64,6 +75,126 @@ def test_the_table_of_images_holds_every_score(reported: tuple[Path, Summary]) -
         assert rows["flips"].tolist() == arrays["flipped"].sum(1).tolist()
 
 
+MEASURED = Study(searches=("pgd", "centre"), floors=4, metrics=("sparseness", "deletion"))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary, dict[str, np.ndarray]]:
+    """A report on an experiment with all that may be measured, and its arrays in float64."""
+    results = tmp_path_factory.mktemp("measured")
+    arrays = write_explanations(results / "demo", MEASURED)
+    return results / "report", aggregate(results), {name: np.asarray(a, np.float64) for name, a in arrays.items()}
+
+
+def test_floors_and_the_worst_found_stand_beside_chance(measured: tuple[Path, Summary, dict[str, Any]]) -> None:
+    _, summary, arrays = measured
+    rows = summary.rows.set_index("method")
+    for method in METHODS:
+        floors = arrays[f"{method}_floor"][:4]
+        known = floors[~np.isnan(floors)]
+        assert rows.loc[method, "noise_floor"] == np.median(known)
+        assert rows.loc[method, "noise_floor_images"] == len(known) == (3 if method == "gradcam" else 4)
+        change = pd.Series(arrays[f"{method}_pgd_change"])
+        assert rows.loc[method, "pgd_change_mean"] == pytest.approx(change.mean())
+        above, counted = 0, 0
+        for image, found in enumerate(change):
+            kept = arrays[f"{method}_sensitivity"][image][arrays["flipped"][image] == 0]
+            if len(kept) and not np.isnan(kept).any() and not np.isnan(found):
+                above, counted = above + (found > kept.max()), counted + 1
+        assert 0 < counted < 10 or method != "gradcam"
+        assert rows.loc[method, "pgd_above_flip_free"] == pytest.approx(above / counted)
+    assert {"Noise floor", "PGD change (adversarial)", "PGD above random"} <= set(summary.text.columns)
+
+
+def test_the_adversarial_table_equals_statistics_of_the_arrays(measured: tuple[Path, Summary, dict[str, Any]]) -> None:
+    out, summary, arrays = measured
+    rows = pd.read_parquet(out / "adversarial.parquet").set_index(["method", "kind"])
+    assert rows.index.tolist() == [(method, kind) for method in METHODS for kind in ("pgd", "centre")]
+    for (method, kind), row in rows.iterrows():
+        frame = pd.DataFrame(
+            {part: arrays[f"{method}_{kind}_{part}"] for part in ("change", "top", "spearman", "centre")}
+        )
+        random = pd.Series(arrays[f"{method}_sensitivity_max"])
+        assert row["images"] == frame["change"].count() == (9 if method == "gradcam" else 10)
+        for part in frame:
+            assert row[f"{part}_mean"] == pytest.approx(frame[part].mean())
+        assert row["change_median"] == frame["change"].median()
+        assert row["change_ci_low"] < row["change_mean"] < row["change_ci_high"]
+        assert row["random_max_mean"] == pytest.approx(random.mean())
+        assert row["ratio_to_random_max"] == pytest.approx(frame["change"].mean() / random.mean())
+        samples = np.where(arrays["flipped"] > 0, -np.inf, arrays[f"{method}_sensitivity"]).max(1)
+        both = np.isfinite(samples) & frame["change"].notna()
+        expected = frame["change"][both].mean() / samples[both].mean()
+        assert row["ratio_to_flip_free_max"] == pytest.approx(expected)
+    assert {out / f"adversarial.{end}" for end in ("csv", "parquet", "md", "tex", "png", "pdf")} <= set(summary.files)
+
+
+def test_the_table_of_metrics_is_long_and_series_are_in_its_data_alone(
+    measured: tuple[Path, Summary, dict[str, Any]],
+) -> None:
+    out, summary, arrays = measured
+    rows = pd.read_parquet(out / "metrics.parquet")
+    assert len(rows) == len(METHODS) * (1 + 1 + 4)
+    for _, row in rows.iterrows():
+        array = "_".join(filter(None, (row["method"], row["metric"], row["part"])))
+        values = arrays[array] if pd.isna(row["element"]) else arrays[array][:, int(row["element"])]
+        values = pd.Series(values)
+        assert row["images"] == values.count()
+        np.testing.assert_allclose([row["mean"], row["std"]], [values.mean(), values.std()])
+        assert pd.isna(row["element"]) == (row["part"] == "")
+        if row["part"] == "":
+            assert row["ci_low"] < row["mean"] < row["ci_high"]
+    text = (out / "metrics.md").read_text()
+    assert len(text.splitlines()) == 2 + 2 * len(METHODS) and "Sparseness" in text
+    page = (out / "index.html").read_text()
+    assert plugins.facts("metrics", "deletion")["meaning"] in page
+    assert out / "metrics.tex" in summary.files
+
+
+def test_images_have_what_was_measured_of_them(measured: tuple[Path, Summary, dict[str, Any]]) -> None:
+    out, summary, arrays = measured
+    assert summary.files.count(out / "image_metrics.parquet") == 1
+    images = pd.read_parquet(out / "images.parquet")
+    long = pd.read_parquet(out / "image_metrics.parquet")
+    for method, rows in images.groupby("method"):
+        for column, array in {
+            "noise_floor": "floor",
+            **{f"{kind}_{part}": f"{kind}_{part}" for kind in MEASURED.searches for part in ("change", "spearman")},
+        }.items():
+            np.testing.assert_array_equal(rows[column], arrays[f"{method}_{array}"])
+        assert rows["topk_change"].isna().all()
+        for metric in MEASURED.metrics:
+            values = long[(long["method"] == method) & (long["metric"] == metric)]
+            assert values["image"].tolist() == list(range(10))
+            np.testing.assert_array_equal(values["value"], arrays[f"{method}_{metric}"])
+    assert set(long["part"]) == {""}
+
+
+def test_nothing_is_written_or_shown_of_what_was_not_measured(reported: tuple[Path, Summary]) -> None:
+    out, summary = reported
+    assert not [path for path in out.iterdir() if re.match("adversarial|metrics|image_metrics", path.name)]
+    page = (out / "index.html").read_text().lower()
+    assert "adversarial sensitivity" not in page and "measures of trust" not in page
+    assert {"Noise floor", "PGD change (adversarial)", "PGD above random"}.isdisjoint(summary.text.columns)
+    unknown = ["noise_floor", "noise_floor_images", "pgd_change_mean", "pgd_above_flip_free"]
+    assert summary.rows[unknown].isna().all().all()
+
+
+def test_searches_without_random_perturbations(tmp_path: Path) -> None:
+    arrays = write_explanations(tmp_path / "demo", Study(samples=0, searches=("pgd",)))
+    summary = aggregate(tmp_path)
+    sentence = "no sensitivity to random perturbations: explain.sensitivity.samples is 0"
+    assert lacking(summary, "demo/digits") == [sentence]
+    rows = pd.read_csv(tmp_path / "report" / "adversarial.csv")
+    assert rows["ratio_to_random_max"].isna().all() and rows["random_max_mean"].isna().all()
+    assert rows["change_mean"].tolist() == pytest.approx(
+        [float(np.nanmean(arrays[f"{method}_pgd_change"].astype(np.float64))) for method in METHODS]
+    )
+    assert {path.stem for path in (tmp_path / "report").glob("*.png")} == {"panels-demo-digits"}
+    assert "Lowest, median and highest PGD change" in (tmp_path / "report" / "index.html").read_text()
+    assert summary.rows.set_index("method")["zero_maps"].to_dict() == {name: int(name == "gradcam") for name in METHODS}
+
+
 def test_a_whole_experiment_lacks_nothing_and_every_file_is_listed(reported: tuple[Path, Summary]) -> None:
     out, summary = reported
     assert summary.missing == []
@@ -72,10 +203,29 @@ def test_a_whole_experiment_lacks_nothing_and_every_file_is_listed(reported: tup
     figures = {"sensitivity", *(f"{kind}-demo-digits" for kind in ("panels", "curves", "reconstructions"))}
     assert {path.stem for path in out.glob("*.png")} == {path.stem for path in out.glob("*.pdf")} == figures
     assert (out / "scores.csv").read_text().splitlines()[1:] == [
-        "demo,digits,Digits,train,1000,0.5,0.75,0.875",
-        "demo,digits,Digits,val,78,0.75,0.625,0.75",
-        "demo,digits,Digits,test,156,1.25,0.5625,0.6875",
+        "demo,digits,Digits,finetuned,train,1000,0.5,0.75,0.875",
+        "demo,digits,Digits,finetuned,val,78,0.75,0.625,0.75",
+        "demo,digits,Digits,finetuned,test,156,1.25,0.5625,0.6875",
     ]
+
+
+def test_a_probe_has_rows_and_curves_of_its_own_and_explains_nothing(explained: Path) -> None:
+    training = Study()
+    experiment = Experiment(explained / "demo")
+    write_training(experiment, training)
+    experiment.stage("finetune", "digits").rename(experiment.root / "kept")
+    experiment.stage("finetune", "digits").parent.rename(experiment.root / "probe")
+    (experiment.root / "kept").rename(experiment.stage("probe", "digits"))
+    summary = aggregate(explained)
+    out = explained / "report"
+    assert [line.split(",")[3:5] for line in (out / "scores.csv").read_text().splitlines()[1:]] == [
+        ["probe", split] for split in ("train", "val", "test")
+    ]
+    assert summary.rows["accuracy"].isna().all()
+    assert summary.missing == [f"demo/digits: {sentence}" for sentence in UNTRAINED]
+    assert out / "curves-demo-digits.png" in summary.files
+    (experiment.stage("probe", "digits") / "done.json").unlink()
+    assert "the probe is not finished" in lacking(aggregate(explained), "demo/digits")
 
 
 @pytest.mark.slow
@@ -251,7 +401,7 @@ def test_every_kind_of_store_is_reported(tmp_path: Path) -> None:
     for name, study in kinds.items():
         write_explanations(tmp_path / name, study)
     summary = aggregate(tmp_path)
-    told = {"unmeasured": ["no sensitivity: explain.sensitivity.samples is 0"]}
+    told = {"unmeasured": ["no sensitivity to random perturbations: explain.sensitivity.samples is 0"]}
     told["blind"] = ["panels without images: explain.maps.pixels is false"]
     images = pd.read_parquet(tmp_path / "report" / "images.parquet")
     for name, study in kinds.items():

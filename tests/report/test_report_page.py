@@ -22,17 +22,23 @@ class Links(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.links: list[str] = []
+        self.anchors: set[str] = set()
+        self.ids: set[str] = set()
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.links += [value or "" for name, value in attributes if name in ("href", "src")]
+        self.ids |= {value or "" for name, value in attributes if name == "id"}
+        links = [value or "" for name, value in attributes if name in ("href", "src")]
+        self.anchors |= {link[1:] for link in links if link.startswith("#")}
+        self.links += [link for link in links if not link.startswith("#")]
 
 
 def test_every_link_is_relative_and_leads_to_a_file(reported: tuple[Path, Summary]) -> None:
     out, summary = reported
     page = Links((out / "index.html").read_text())
     assert {out / link for link in page.links} == set(summary.files) - {out / "index.html"}
+    assert page.anchors <= page.ids
     assert "script" not in page.tags
     assert not re.search(r"https?:|//|@import|url\(", (out / "index.html").read_text())
 

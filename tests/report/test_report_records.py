@@ -10,7 +10,7 @@ from report_experiments import write_log, write_reconstructions
 from safetensors.numpy import save_file
 
 from maehpc.errors import InputError
-from maehpc.report.records import read_curves, read_finetuned, read_reconstructions
+from maehpc.report.records import read_curves, read_reconstructions, read_scored
 
 
 def test_curves_hold_what_was_logged(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_what_is_absent_or_empty_is_none(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").touch()
     assert read_curves(tmp_path / "metrics.jsonl") is None
     assert read_curves(tmp_path / "nowhere" / "metrics.jsonl") is None
-    assert read_finetuned(tmp_path / "done.json") is None
+    assert read_scored(tmp_path / "done.json") is None
     assert read_reconstructions(tmp_path / "reconstructions.safetensors") is None
 
 
@@ -67,7 +67,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str) -> None:
 def test_wrong_scores_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "done.json").write_text(text)
     with pytest.raises(InputError, match=r"done\.json cannot be used") as caught:
-        read_finetuned(tmp_path / "done.json")
+        read_scored(tmp_path / "done.json")
     assert "\n" not in str(caught.value)
 
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from maehpc.report.statistics import MethodScores, bootstrap_interval, flip_free_maximum, summarise
+from maehpc.report.statistics import (
+    MethodScores,
+    Searched,
+    bootstrap_interval,
+    flip_free_maximum,
+    summarise,
+    summarise_metric,
+    summarise_search,
+)
 
 
 def scores(samples: np.ndarray, completeness: np.ndarray | None = None) -> MethodScores:
@@ -19,6 +29,7 @@ def scores(samples: np.ndarray, completeness: np.ndarray | None = None) -> Metho
         maximum=samples.max(1) if measured else unknown,
         mean=samples.mean(1) if measured else unknown,
         completeness=unknown if completeness is None else completeness,
+        floor=unknown,
     )
 
 
@@ -45,6 +56,49 @@ def test_summary_worked_out_by_hand() -> None:
 def test_what_was_not_measured_is_nan_and_no_zero() -> None:
     result = summarise(scores(np.zeros((3, 0))), np.zeros((3, 0), np.bool_), rng())
     assert all(np.isnan(value) for value in result.values())
+
+
+def test_a_search_worked_out_by_hand() -> None:
+    samples = np.array([[1.0, 3.0], [2.0, 1.0], [np.nan, np.nan], [6.0, 7.0]])
+    flipped = np.array([[False, True], [False, False], [True, False], [True, True]])
+    nan = np.nan
+    found = Searched(
+        change=np.array([4.0, 1.0, nan, 10.0]),
+        top=np.array([0.5, 1.0, nan, nan]),
+        spearman=np.array([0.5, -0.25, nan, 0.0]),
+        centre=np.array([0.0, 0.125, nan, 0.25]),
+    )
+    whole = replace(scores(samples), searched={"pgd": found, "topk": found}, floor=np.array([1e-6, nan, nan, 3e-6]))
+    result = summarise_search(found, whole, flipped, rng())
+    assert (result["images"], result["change_mean"], result["change_median"]) == (3, 5.0, 4.0)
+    assert result["random_max_mean"] == 4.0  # of 3, 2, 7
+    assert result["ratio_to_random_max"] == 1.25
+    assert result["ratio_to_flip_free_max"] == pytest.approx(2.5 / 1.5)  # of 4 and 1 against 1 and 2
+    assert (result["top_mean"], result["centre_mean"]) == (0.75, 0.125)
+    assert result["spearman_mean"] == pytest.approx(0.25 / 3)
+    assert 1.0 <= result["change_ci_low"] < 5.0 < result["change_ci_high"] <= 10.0
+    beside = summarise(whole, flipped, rng())
+    assert (beside["pgd_change_mean"], beside["pgd_above_flip_free"]) == (5.0, 0.5)
+    assert (beside["noise_floor"], beside["noise_floor_images"]) == (2e-6, 2)
+
+
+def test_a_search_against_maps_that_never_move_by_chance_has_no_ratio() -> None:
+    found = Searched(*(np.array([1.0, 2.0]),) * 4)
+    result = summarise_search(found, scores(np.zeros((2, 3))), np.zeros((2, 3), np.bool_), rng())
+    assert result["random_max_mean"] == 0
+    assert np.isnan([result["ratio_to_random_max"], result["ratio_to_flip_free_max"]]).all()
+
+
+def test_metrics_worked_out_by_hand() -> None:
+    values = np.array([1.0, np.nan, 3.0, np.inf])
+    result = summarise_metric(values, rng())
+    assert (result["images"], result["mean"]) == (2, 2.0)
+    assert result["std"] == pytest.approx(np.sqrt(2))
+    assert 1.0 <= result["ci_low"] < result["ci_high"] <= 3.0
+    assert np.isnan(summarise_metric(values, None)["ci_low"])
+    none = summarise_metric(np.full(3, np.nan), rng())
+    assert none.pop("images") == 0
+    assert all(np.isnan(value) for value in none.values())
 
 
 def test_all_maps_zero() -> None:

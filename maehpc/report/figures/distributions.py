@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, NullFormatter
 from numpy.typing import NDArray
 
 from maehpc.report.methods import Method, method
@@ -47,29 +48,50 @@ def draw_distributions(rows: Sequence[Distribution]) -> Figure:
     axes = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
     everything = [scores for row in rows for scores in row.scores.values()]
     count = int(np.clip(2 * np.sqrt(max(map(len, everything))), _FEWEST_BINS, _MOST_BINS))
-    edges, logarithmic = _bins(np.concatenate(everything), count)
+    edges, logarithmic = bin_edges(np.concatenate(everything), count)
     for axis, name in zip(axes, names, strict=True):
         look = method(name)
         axis.set_title(look.title, fontweight="bold", color=look.colour)
         for place, row in enumerate(rows):
             if len(row.scores.get(name, ())):
                 _draw_one(axis, -place, row.scores[name], row.intervals[name], edges, look)
-        if logarithmic:
-            axis.set_xscale("log")
-            axis.xaxis.set_major_locator(LogLocator(numticks=6))
-            axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlim(edges[0], edges[-1])
-        axis.set_ylim(-len(rows) + 0.55, 0.8)
-        axis.set_yticks([-place for place in range(len(rows))], [row.label for row in rows])
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
-        axis.grid(axis="y", visible=False)
+        label_rows(axis, [row.label for row in rows], edges, logarithmic)
     figure.supxlabel(f"max sensitivity ({sampling})\n{_KEY}", fontsize=7.5)
     return figure
 
 
-def _bins(values: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], bool]:
-    """Bin edges over all scores, and whether they are logarithmic: they are unless some score is 0."""
+def label_rows(axis: Axes, labels: Sequence[str], edges: NDArray[np.float64], logarithmic: bool) -> None:
+    """Gives an axes one row a label, from the top down at 0, -1, ..., over the scale of the bins."""
+    if logarithmic:
+        axis.set_xscale("log")
+        # Chosen and written here: powers of ten would be mathematics, which our style does not set.
+        axis.xaxis.set_major_locator(FixedLocator(_ticks(edges[0], edges[-1])))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlim(edges[0], edges[-1])
+    axis.set_ylim(-len(labels) + 0.55, 0.8)
+    axis.set_yticks([-place for place in range(len(labels))], labels)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.grid(axis="y", visible=False)
+
+
+_TICKS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.25, 1.6, 2, 2.5, 3.2, 4, 5, 6.3, 8))
+_MOST_TICKS = 4
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers in a logarithmic range: the fewest kinds of them of which there are two."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in _TICKS:
+        found = [number for decade in decades for step in steps if low <= (number := step * 10.0**decade) <= high]
+        if len(found) > 1:
+            break
+    return found[:: -(-len(found) // _MOST_TICKS) or 1]
+
+
+def bin_edges(values: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], bool]:
+    """Edges of so many bins over all scores, and whether they are logarithmic: they are unless some score is 0."""
     low, high = float(values.min()), float(values.max())
     if low > 0:
         return np.geomspace(low / 1.25, high * 1.25, count + 1), True
@@ -84,13 +106,25 @@ def _draw_one(
     edges: NDArray[np.float64],
     look: Method,
 ) -> None:
-    counts, _ = np.histogram(values, edges)
-    axis.stairs(0.62 * counts / counts.max() + base, edges, baseline=base, fill=True, color=look.colour, alpha=0.45)
-    first, middle, third = np.quantile(values, [0.25, 0.5, 0.75])
+    draw_histogram(axis, base, values, edges, look.colour)
     below = base - 0.1
-    axis.plot([first, third], [below, below], color=look.colour, linewidth=3.2, solid_capstyle="butt")
-    axis.plot(middle, below, marker="|", color="white", markersize=5, markeredgewidth=1.4)
+    draw_quartiles(axis, below, values, look.colour)
     mean = float(values.mean())
     ends = (mean, mean) if np.isnan(interval[0]) else interval
     axis.plot(ends, [below - 0.14] * 2, color="black", linewidth=0.8, marker="|", markersize=4, markeredgewidth=0.8)
     axis.plot(mean, below - 0.14, marker="D", color="black", markersize=2.2, markeredgewidth=0)
+
+
+def draw_histogram(
+    axis: Axes, base: float, values: NDArray[np.float64], edges: NDArray[np.float64], colour: str
+) -> None:
+    """Bars that stand on `base` and are as high as the row lets the highest be."""
+    counts, _ = np.histogram(values, edges)
+    axis.stairs(0.62 * counts / counts.max() + base, edges, baseline=base, fill=True, color=colour, alpha=0.45)
+
+
+def draw_quartiles(axis: Axes, height: float, values: NDArray[np.float64], colour: str) -> None:
+    """A bar from the first quartile to the third, with a gap at the median."""
+    first, middle, third = np.quantile(values, [0.25, 0.5, 0.75])
+    axis.plot([first, third], [height, height], color=colour, linewidth=3.2, solid_capstyle="butt")
+    axis.plot(middle, height, marker="|", color="white", markersize=5, markeredgewidth=1.4)

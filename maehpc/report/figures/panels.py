@@ -1,4 +1,4 @@
-"""Panels of explained images: image | a map a method, with each map's max sensitivity above it."""
+"""Panels of explained images: image | a map a method, with each map's sensitivity above it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Panel:
         lines: what else is said left of the row; long lines are wrapped.
         image: uint8 [H, W] or [H, W, 3]; None where the store keeps no pixels.
         maps: by method: [h, w], of any resolution over the same field of view.
-        sensitivity: max sensitivity by method; NaN where none is known.
+        sensitivity: by method; NaN where none is known.
+        measure: what `sensitivity` is, above each map.
     """
 
     heading: str
@@ -43,6 +44,7 @@ class Panel:
     image: NDArray[np.uint8] | None
     maps: dict[str, NDArray[np.float32]]
     sensitivity: dict[str, float]
+    measure: str = "max sens."
 
 
 def draw_panels(panels: Sequence[Panel], title: str, subtitle: str) -> Figure:
@@ -97,12 +99,12 @@ def _draw_row(row: Sequence[Axes], panel: Panel, methods: Sequence[str], with_im
         _show(row[0], panel.image)
     for axis, name in zip(row[with_image:], methods, strict=True):
         _draw_map(axis, panel.maps[name], panel.image, method(name))
-        axis.set_title(_heading(panel.maps[name], panel.sensitivity[name]), pad=3, fontsize=7.5)
+        axis.set_title(_heading(panel.maps[name], panel.measure, panel.sensitivity[name]), pad=3, fontsize=7.5)
 
 
-def _heading(values: NDArray[np.float32], sensitivity: float) -> str:
+def _heading(values: NDArray[np.float32], measure: str, sensitivity: float) -> str:
     if not np.isnan(sensitivity):
-        return f"max sens. {sensitivity:#.3g}"
+        return f"{measure} {sensitivity:#.3g}"
     return "" if values.any() else "all zero"
 
 
