@@ -45,14 +45,17 @@ RESULT = ["encoder.safetensors", "mae.safetensors", "reconstructions.safetensors
 
 
 def until(true: Callable[[], Any], seconds: float, what: Callable[[], str] | str) -> Any:
-    """Waits until something holds and returns it; fails with what is told otherwise."""
-    deadline = time.monotonic() + seconds
+    """Waits until something holds and returns it; fails with what is told otherwise.
+
+    The seconds are those of a quiet machine; a loaded one gets twice as many, for the limit is there to end a hang.
+    """
+    deadline = time.monotonic() + 2 * seconds
     while time.monotonic() < deadline:
         found = true()
         if found:
             return found
         time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s: {what if isinstance(what, str) else what()}")
+    raise AssertionError(f"not within {2 * seconds} s: {what if isinstance(what, str) else what()}")
 
 
 @dataclass
@@ -107,10 +110,9 @@ class Study:
 
     @property
     def job_id(self) -> str:
-        """Slurm's id of the newest submission."""
-        accepted = self.job.submissions()[-1].accepted
-        assert accepted is not None
-        return accepted.job_id
+        """Slurm's id of the newest submission that it has accepted."""
+        accepted = [one.accepted for one in self.job.submissions() if one.accepted]
+        return accepted[-1].job_id
 
     def slurm(self, *words: str) -> str:
         """One of Slurm's own commands."""

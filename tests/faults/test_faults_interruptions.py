@@ -75,8 +75,8 @@ def test_the_wall_time_is_reached(requeue: bool, study: Callable[..., Study], un
             running = one.job_id
             until(lambda: one.job_id != running or one.state() == "PENDING", 120, one.told)
             outcome = one.outcome()
-            if outcome is not None:
-                one.slurm("scontrol", "update", f"jobid={one.job_id}", "timelimit=20")  # one attempt more, to the end
+            if outcome is not None:  # one attempt more, to the end
+                one.slurm("scontrol", "update", f"jobid={one.job_id}", "timelimit=20")
             return outcome
 
     outcome = until(left, 240, one.told)
