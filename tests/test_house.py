@@ -22,12 +22,14 @@ MAY_IMPORT = {
     "training": FOUNDATION | {"recipes", "data", "models"},
     "explain": FOUNDATION | {"recipes", "data", "models"},
     "maps": FOUNDATION | {"recipes"},
+    "pool": FOUNDATION,
     "report": FOUNDATION | {"recipes", "maps"},
     "stages": FOUNDATION | {"recipes", "data", "models", "training", "explain", "maps"},
     "launch": FOUNDATION | {"recipes", "training", "stages", "report"},
-    "bench": FOUNDATION | {"recipes", "data", "models", "training", "explain", "maps", "report", "stages", "launch"},
+    "bench": FOUNDATION
+    | {"recipes", "data", "models", "training", "explain", "maps", "pool", "report", "stages", "launch"},
     "cli": FOUNDATION
-    | {"recipes", "data", "models", "training", "explain", "maps", "report", "stages", "launch", "bench"},
+    | {"recipes", "data", "models", "training", "explain", "maps", "pool", "report", "stages", "launch", "bench"},
 }
 
 

@@ -161,6 +161,74 @@ def explain(
     _told(found, out or results / "benchmarks" / f"explain-{_time()}.json", as_json)
 
 
+@command.command("pool")
+@click.option("--simulate", is_flag=True, help="Drive the real scheduler over simulated workers.")
+@click.option("--gpus", type=click.IntRange(min=1), default=1024, show_default=True, help="Workers, one a GPU.")
+@click.option("--images", type=click.IntRange(min=1), default=10_000_000, show_default=True, help="In all stores.")
+@click.option("--stores", type=click.IntRange(min=1), default=12, show_default=True, help="Of unequal size and cost.")
+@click.option("--shard-images", type=click.IntRange(min=1), default=64, show_default=True, help="Images a shard.")
+@click.option(
+    "--seconds-per-image",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.08,
+    show_default=True,
+    help="Mean, on one worker.",
+)
+@click.option("--sigma", type=click.FloatRange(min=0), default=0.25, show_default=True, help="Of log shard seconds.")
+@click.option("--gpus-per-host", type=click.IntRange(min=1), default=8, show_default=True, help="They fail together.")
+@click.option(
+    "--mtbf",
+    type=click.FloatRange(min=0),
+    default=24.0,
+    show_default=True,
+    help="Mean hours between two failures of a host; 0: none fails.",
+)
+@click.option(
+    "--repair", type=click.FloatRange(min=0), default=300.0, show_default=True, help="Seconds until it is back."
+)
+@click.option(
+    "--start", type=click.FloatRange(min=0), default=20.0, show_default=True, help="Seconds to a worker's first shard."
+)
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Runs, each with a new seed.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the first run.")
+@_figures_options("pool")
+def pool(
+    simulate: bool,
+    gpus: int,
+    images: int,
+    stores: int,
+    shard_images: int,
+    seconds_per_image: float,
+    sigma: float,
+    gpus_per_host: int,
+    mtbf: float,
+    repair: float,
+    start: float,
+    repeats: int,
+    seed: int,
+    out: Path | None,
+    results: Path,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """What a pool of GPUs makes of its time: makespan beside the lower bound, and the driver's load."""
+    from maehpc.bench.pool import Load, run
+    from maehpc.bench.simulated import Machines
+    from maehpc.cli.terminal import reporter
+    from maehpc.errors import InputError
+
+    set_verbosity(verbose)
+    if not simulate:
+        raise InputError("bench pool: real workers are not measured yet; add --simulate")
+    if stores > images:
+        raise InputError(f"--stores {stores}: there are no more than {images} images; choose fewer stores")
+    load = Load(images, stores, shard_images, seconds_per_image)
+    machines = Machines(gpus, gpus_per_host, start, sigma, mtbf or None, repair)
+    found = run(reporter(quiet), load, machines, repeats, seed)
+    _told(found, out or results / "benchmarks" / f"pool-{_time()}.json", as_json)
+
+
 def _parts(text: str | None) -> list[str]:
     from maehpc.errors import InputError
 

@@ -1,0 +1,187 @@
+"""Which worker computes which shard next: a state machine without clock, network or processes.
+
+Shards that are expected to take longest are dealt first, so that all workers end together: Graham's bound on such
+lists (1969) is 4/3 of the best possible, and the error is at most the last shard where shards are many. A worker is
+given a second shard while it computes its first, so that it never waits for the driver; near the end nobody hoards.
+
+A shard whose worker died is suspect: it is dealt again, and after `deaths` such ends it is quarantined, for it would
+end one worker after the other. Shards that only waited behind it are innocent.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from maehpc.pool.durations import Durations
+
+AHEAD = 2
+"""Shards that a worker holds at most: one that it computes, and what it takes up next."""
+DEATHS = 3
+"""Ends of workers after which the shard that they had in hand is not dealt again."""
+
+
+@dataclass(frozen=True, order=True)
+class Shard:
+    """A unit of work.
+
+    Attributes:
+        store: label of the store that it belongs to, unique in the pool.
+        number: in that store.
+        images: how many it holds.
+    """
+
+    store: str
+    number: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be computed of one store.
+
+    Attributes:
+        shards: those that are missing.
+        cost: of one image, in a unit that all stores of the pool share.
+    """
+
+    shards: tuple[Shard, ...]
+    cost: float = 1.0
+
+
+class Schedule:
+    """The state of a pool: what waits, who holds what, what is done.
+
+    Args:
+        work: by the store's label.
+        ahead: shards that a worker holds at most.
+        deaths: ends of workers after which a shard is quarantined.
+    """
+
+    def __init__(self, work: Mapping[str, Work], ahead: int = AHEAD, deaths: int = DEATHS) -> None:
+        self._waiting: dict[str, list[tuple[int, int, Shard]]] = {}
+        for label, part in work.items():
+            assert all(shard.store == label for shard in part.shards), label
+            self._waiting[label] = [_queued(shard) for shard in part.shards]
+            heapq.heapify(self._waiting[label])
+        self.durations = Durations({label: part.cost for label, part in work.items()})
+        self._ahead = ahead
+        self._deaths = deaths
+        self._hands: dict[str, deque[Shard]] = {}
+        self._left = sum(len(part.shards) for part in work.values())
+        self._queued = self._left
+        self._ends: dict[Shard, list[str]] = {}
+        self.quarantined: dict[Shard, str] = {}
+        self.closed: str | None = None
+
+    @property
+    def left(self) -> int:
+        """Shards that are neither done nor quarantined."""
+        return self._left
+
+    @property
+    def waiting(self) -> int:
+        """Shards that nobody holds."""
+        return self._queued
+
+    @property
+    def workers(self) -> list[str]:
+        """Those that are there."""
+        return list(self._hands)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do, or nothing more may be dealt and nobody holds a shard."""
+        return self._left == 0 or (self.closed is not None and not any(self._hands.values()))
+
+    def held(self, worker: str) -> tuple[Shard, ...]:
+        """The shards in a worker's hand, the one that it computes first."""
+        return tuple(self._hands.get(worker, ()))
+
+    def join(self, worker: str) -> None:
+        """A worker is there."""
+        assert worker not in self._hands, worker
+        self._hands[worker] = deque()
+
+    def deal(self, worker: str, seconds_left: float | None = None) -> Shard | None:
+        """The next shard for a worker, to be handed over at once; None where it shall get none now.
+
+        Args:
+            worker: one that has joined.
+            seconds_left: until this worker has to end; None where nobody knows of an end. A shard that would likely
+                not be done by then is not dealt.
+        """
+        hand = self._hands.get(worker)
+        if hand is None or self.closed is not None or not self._queued:
+            return None
+        if len(hand) >= self._ahead or (hand and self._queued <= len(self._hands)):
+            return None
+        label = max(
+            (label for label, queue in self._waiting.items() if queue),
+            key=lambda label: self.durations.expected_s(label, self._waiting[label][0][2].images),
+        )
+        shard = self._waiting[label][0][2]
+        if seconds_left is not None:
+            before = sum(self.durations.slow_s(other.store, other.images) for other in hand)
+            if before + self.durations.slow_s(label, shard.images) > seconds_left:
+                return None
+        heapq.heappop(self._waiting[label])
+        self._queued -= 1
+        hand.append(shard)
+        return shard
+
+    def done(self, worker: str, shard: Shard, seconds: float) -> None:
+        """A worker has finished and recorded a shard, after so many seconds of work on it."""
+        self._hands[worker].remove(shard)
+        self._left -= 1
+        self._ends.pop(shard, None)
+        self.durations.measured(shard.store, shard.images, seconds)
+
+    def returned(self, worker: str, shard: Shard) -> None:
+        """A worker gives a shard back that it did not finish, through no fault of the shard's."""
+        self._hands[worker].remove(shard)
+        self._queue(shard)
+
+    def failed(self, worker: str, shard: Shard, reason: str) -> None:
+        """A shard could not be computed; its worker lives on."""
+        self._hands[worker].remove(shard)
+        self._blame(shard, reason)
+
+    def leave(self, worker: str, reason: str) -> None:
+        """A worker is gone: what it computed is blamed, what it had not begun is dealt again."""
+        hand = self._hands.pop(worker, None)
+        if not hand:
+            return
+        self._blame(hand.popleft(), reason)
+        for shard in hand:
+            self._queue(shard)
+
+    def close(self, reason: str) -> None:
+        """Nothing more is dealt to anybody; the first reason stands."""
+        self.closed = self.closed or reason
+
+    def unfinished(self) -> Iterable[Shard]:
+        """Shards that are neither done nor quarantined, sorted."""
+        waiting = [entry[2] for queue in self._waiting.values() for entry in queue]
+        return sorted([*waiting, *(shard for hand in self._hands.values() for shard in hand)])
+
+    def _queue(self, shard: Shard) -> None:
+        heapq.heappush(self._waiting[shard.store], _queued(shard))
+        self._queued += 1
+
+    def _blame(self, shard: Shard, reason: str) -> None:
+        ends = self._ends.setdefault(shard, [])
+        ends.append(reason)
+        if len(ends) < self._deaths:
+            self._queue(shard)
+            return
+        del self._ends[shard]
+        self._left -= 1
+        self.quarantined[shard] = reason
+
+
+def _queued(shard: Shard) -> tuple[int, int, Shard]:
+    """Large shards first: what is left for the end is small."""
+    return (-shard.images, shard.number, shard)

@@ -1,0 +1,230 @@
+"""The schedule, alone: whatever happens, every shard is done once, given up with a reason, or known to be left."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from maehpc.pool import Schedule, Shard, Work
+
+
+def shards(store: str, count: int, images: int = 8, last: int | None = None) -> tuple[Shard, ...]:
+    sizes = [images] * (count - 1) + [last or images]
+    return tuple(Shard(store, number, size) for number, size in enumerate(sizes))
+
+
+def two_stores() -> Schedule:
+    return Schedule({"small": Work(shards("small", 3), cost=1.0), "large": Work(shards("large", 3), cost=5.0)})
+
+
+def test_what_takes_longest_is_dealt_first() -> None:
+    schedule = two_stores()
+    order = []
+    schedule.join("a")
+    while (shard := schedule.deal("a")) is not None:
+        order.append(shard)
+        schedule.done("a", shard, 1.0 if shard.store == "large" else 0.1)
+    assert [shard.store for shard in order] == ["large"] * 3 + ["small"] * 3
+    assert schedule.over and schedule.left == 0
+
+
+def test_measured_times_count_more_than_costs() -> None:
+    schedule = two_stores()
+    schedule.join("a")
+    first = schedule.deal("a")
+    assert first is not None and first.store == "large"
+    # An image of "large" was thought to cost five of "small"; the others are still ordered by that.
+    schedule.done("a", first, 8.0)
+    assert schedule.durations.expected_s("large", 8) == pytest.approx(8.0)
+    assert schedule.durations.expected_s("small", 8) == pytest.approx(8.0 / 5)
+    schedule.durations.measured("small", 8, 100.0)
+    second = schedule.deal("a")
+    assert second is not None and second.store == "small"
+
+
+def test_a_small_shard_comes_last() -> None:
+    schedule = Schedule({"store": Work(shards("store", 4, images=8, last=3))})
+    schedule.join("a")
+    dealt = []
+    while (shard := schedule.deal("a")) is not None:
+        dealt.append(shard.images)
+        schedule.done("a", shard, 1.0)
+    assert dealt == [8, 8, 8, 3]
+
+
+def test_a_second_shard_is_dealt_ahead_but_not_near_the_end() -> None:
+    schedule = Schedule({"store": Work(shards("store", 6))})
+    for worker in ("a", "b"):
+        schedule.join(worker)
+    assert [schedule.deal("a"), schedule.deal("a"), schedule.deal("a")][2] is None
+    assert len(schedule.held("a")) == 2
+    assert schedule.deal("b") is not None
+    assert schedule.deal("b") is not None  # three waited for two workers
+    assert schedule.waiting == 2
+    schedule.done("a", schedule.held("a")[0], 1.0)
+    assert schedule.deal("a") is None, "two wait for two workers: one that holds one leaves them to others"
+
+
+def test_only_the_shard_in_hand_is_blamed_for_an_end() -> None:
+    schedule = Schedule({"store": Work(shards("store", 9))}, deaths=2)
+    culprit = None
+    for end in range(2):
+        worker = f"worker{end}"
+        schedule.join(worker)
+        first, second = schedule.deal(worker), schedule.deal(worker)
+        assert first is not None and second is not None
+        assert culprit in (None, first), "it is dealt again at once"
+        culprit = first
+        schedule.leave(worker, f"it died the {end + 1}. time")
+    assert schedule.quarantined == {culprit: "it died the 2. time"}
+    assert schedule.left == 8 and schedule.waiting == 8
+
+
+def test_a_shard_that_ends_well_is_forgiven() -> None:
+    schedule = Schedule({"store": Work(shards("store", 1))}, deaths=2)
+    schedule.join("a")
+    shard = schedule.deal("a")
+    assert shard is not None
+    schedule.failed("a", shard, "no memory")
+    assert schedule.deal("a") == shard
+    schedule.done("a", shard, 1.0)
+    assert schedule.over and not schedule.quarantined
+
+
+def test_a_shard_that_would_not_be_done_in_time_is_not_dealt() -> None:
+    schedule = Schedule({"store": Work(shards("store", 50))})
+    schedule.join("a")
+    assert schedule.deal("a", seconds_left=0.5) is not None, "nothing is known yet"
+    schedule.done("a", schedule.held("a")[0], 1.0)
+    for number in range(19):
+        schedule.durations.measured("store", 8, 1.0 if number else 9.0)
+    assert schedule.durations.slow_s("store", 8) == pytest.approx(1.0)  # one of twenty was slower
+    schedule.durations.measured("store", 8, 9.0)
+    assert schedule.durations.slow_s("store", 8) == pytest.approx(9.0)  # and now two of twenty-one
+    assert schedule.deal("a", seconds_left=8.9) is None
+    assert schedule.deal("a", seconds_left=9.0) is not None
+    assert schedule.deal("a", seconds_left=17.9) is None, "it would begin when the first is done"
+    assert schedule.deal("a", seconds_left=18.1) is not None
+
+
+def test_nothing_is_dealt_once_closed() -> None:
+    schedule = Schedule({"store": Work(shards("store", 3))})
+    schedule.join("a")
+    shard = schedule.deal("a")
+    assert shard is not None
+    schedule.close("first")
+    schedule.close("second")
+    assert schedule.closed == "first" and schedule.deal("a") is None and not schedule.over
+    schedule.done("a", shard, 1.0)
+    assert schedule.over and [left.number for left in schedule.unfinished()] == [1, 2]
+
+
+@given(
+    st.lists(st.floats(0.01, 100), min_size=1, max_size=300),
+    st.integers(1, 16),
+)
+@settings(deadline=None)
+def test_slow_is_the_nearest_rank(seconds: list[float], images: int) -> None:
+    durations = Schedule({"store": Work(())}).durations
+    for value in seconds:
+        durations.measured("store", 1, value)
+    newest = seconds[-256:]
+    slow = durations.slow_s("store", 1)
+    assert slow in newest and durations.slow_s("store", images) == images * slow
+    assert sum(value <= slow for value in newest) >= 0.95 * len(newest)
+    assert sum(value < slow for value in newest) < 0.95 * len(newest)
+
+
+class Disorder(RuleBasedStateMachine):
+    """Workers come, work, fail and die in any order."""
+
+    @initialize(
+        counts=st.lists(st.integers(0, 12), min_size=1, max_size=4),
+        ahead=st.integers(1, 3),
+        deaths=st.integers(1, 3),
+    )
+    def begin(self, counts: list[int], ahead: int, deaths: int) -> None:
+        work = {f"store{place}": Work(shards(f"store{place}", count)) for place, count in enumerate(counts) if count}
+        self.all = {shard for part in work.values() for shard in part.shards}
+        self.schedule = Schedule(work, ahead=ahead, deaths=deaths)
+        self.ahead, self.deaths = ahead, deaths
+        self.hands: dict[str, list[Shard]] = {}
+        self.done: Counter[Shard] = Counter()
+        self.ends: Counter[Shard] = Counter()
+        self.names = 0
+
+    @rule()
+    def join(self) -> None:
+        self.names += 1
+        self.hands[f"w{self.names}"] = []
+        self.schedule.join(f"w{self.names}")
+
+    def worker(self, data: st.DataObject, busy: bool) -> str:
+        return data.draw(st.sampled_from([name for name, hand in self.hands.items() if hand or not busy]))
+
+    @precondition(lambda self: self.hands)
+    @rule(data=st.data())
+    def deal(self, data: st.DataObject) -> None:
+        worker = self.worker(data, busy=False)
+        shard = self.schedule.deal(worker)
+        if shard is not None:
+            assert not any(shard in hand for hand in self.hands.values()), "two workers have one shard"
+            assert not self.done[shard], "it was done before"
+            self.hands[worker].append(shard)
+        elif not self.hands[worker] and self.schedule.closed is None:
+            assert not self.schedule.waiting, "an idle worker gets what there is"
+
+    @precondition(lambda self: any(self.hands.values()))
+    @rule(data=st.data(), seconds=st.floats(0.01, 10))
+    def finish(self, data: st.DataObject, seconds: float) -> None:
+        worker = self.worker(data, busy=True)
+        shard = self.hands[worker].pop(0)
+        self.done[shard] += 1
+        self.ends.pop(shard, None)
+        self.schedule.done(worker, shard, seconds)
+
+    @precondition(lambda self: any(self.hands.values()))
+    @rule(data=st.data(), how=st.sampled_from(["failed", "returned"]))
+    def give_back(self, data: st.DataObject, how: str) -> None:
+        worker = self.worker(data, busy=True)
+        shard = self.hands[worker].pop(0)
+        if how == "failed":
+            self.ends[shard] += 1
+            self.schedule.failed(worker, shard, "failed")
+        else:
+            self.schedule.returned(worker, shard)
+
+    @precondition(lambda self: self.hands)
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        worker = self.worker(data, busy=False)
+        hand = self.hands.pop(worker)
+        self.ends.update(hand[:1])
+        self.schedule.leave(worker, "died")
+
+    @rule()
+    def close(self) -> None:
+        self.schedule.close("enough")
+
+    @invariant()
+    def every_shard_is_somewhere(self) -> None:
+        if not hasattr(self, "schedule"):
+            return
+        schedule = self.schedule
+        done, lost, left = set(self.done), set(schedule.quarantined), list(schedule.unfinished())
+        assert len(left) == len(set(left)) == schedule.left
+        assert done | lost | set(left) == self.all and not done & lost and not done & set(left) and not lost & set(left)
+        assert all(count == 1 for count in self.done.values())
+        assert lost == {shard for shard, ends in self.ends.items() if ends >= self.deaths}
+        assert schedule.waiting == schedule.left - sum(map(len, self.hands.values()))
+        assert all(list(schedule.held(worker)) == hand for worker, hand in self.hands.items())
+        assert all(len(hand) <= self.ahead for hand in self.hands.values())
+        held = any(self.hands.values())
+        assert schedule.over == (not left or (schedule.closed is not None and not held))
+
+
+TestDisorder = Disorder.TestCase
