@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "maps": FOUNDATION | {"recipes"},
     "pool": FOUNDATION,
     "report": FOUNDATION | {"recipes", "maps"},
-    "stages": FOUNDATION | {"recipes", "data", "models", "training", "explain", "maps"},
+    "stages": FOUNDATION | {"recipes", "data", "models", "training", "explain", "maps", "pool"},
     "launch": FOUNDATION | {"recipes", "training", "stages", "report"},
     "bench": FOUNDATION
     | {"recipes", "data", "models", "training", "explain", "maps", "pool", "report", "stages", "launch"},

@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="What computes.  [default: the profile's]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the profile's]")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that explain, each on a GPU or on its part of the cores.",
+)
 @click.option("--pdb", "debugger", is_flag=True, help="Drop into the debugger where an error is raised.")
 @results_option
 @packs_option
@@ -45,8 +52,11 @@ def command(debugger: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     # step was seen to take ten times as long. Some microseconds are enough. OpenMP reads this as PyTorch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     from maehpc.cli.terminal import reporter
+    from maehpc.errors import InputError
 
     set_verbosity(verbose)
+    if debugger and options["workers"] > 1:
+        raise InputError("--pdb sees this process alone; leave --workers out")
     try:
         _run(reporter(quiet), **options)
     except Exception:
@@ -64,6 +74,7 @@ def _run(
     cluster: str,
     device: Any,
     threads: int | None,
+    workers: int,
     results: Path,
     packs: Path | None,
     as_json: bool,
@@ -94,7 +105,7 @@ def _run(
     names = stages_of(wanted.stage, recipe.encoder.weights)
     check(context, names)
     with begin(context, sys.argv[1:], names), out_of_memory_told():
-        records = run_stages(context, names)
+        records = run_stages(context, names, workers)
     if wanted.stage == "pipeline":
         print_summary(aggregate(experiment.root, progress=progress), as_json)
     elif as_json:

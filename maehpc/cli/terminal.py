@@ -47,10 +47,14 @@ class TerminalProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._live: Progress | None = None
 
     @contextmanager
     def bar(self, description: str, total: int, done: int = 0, images: int = 1) -> Iterator[Bar]:
-        """A live bar."""
+        """A live bar; below others where they are there already."""
+        if self._live is not None:
+            yield self._added(self._live, description, total, done, images)
+            return
         columns = (
             TextColumn("{task.description:24}"),
             BarColumn(bar_width=24),
@@ -61,9 +65,14 @@ class TerminalProgress:
             _Rate(),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=self._console) as progress:
-            task = progress.add_task(description, total=total, completed=done, note="", images=images)
-            yield _RichBar(progress, task)
+        with Progress(*columns, console=self._console) as self._live:
+            try:
+                yield self._added(self._live, description, total, done, images)
+            finally:
+                self._live = None
+
+    def _added(self, live: Progress, description: str, total: int, done: int, images: int) -> Bar:
+        return _RichBar(live, live.add_task(description, total=total, completed=done, note="", images=images))
 
     def say(self, sentence: str) -> None:
         """A plain line."""

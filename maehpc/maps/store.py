@@ -124,6 +124,11 @@ class MapStore:
         return self._record.layout
 
     @property
+    def owner(self) -> Owner | None:
+        """The claim that it is written under; None where it is read alone."""
+        return self._owner
+
+    @property
     def attributes(self) -> dict[str, Any]:
         """What was explained, and how (the Zarr group's attributes)."""
         return self.layout.attributes

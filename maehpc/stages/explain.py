@@ -4,32 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from maehpc import files
-from maehpc.data import Pack, dataset_name
-from maehpc.devices import make_reproducible
-from maehpc.errors import InputError, Interrupted
-from maehpc.explain import Explainer, Explanation, NoiseKey
-from maehpc.explain.methods import Method
-from maehpc.maps import ArrayLayout, MapStore, StoreLayout
-from maehpc.models import Classifier, grid_size, load_weights
+from maehpc.maps import MapStore
 from maehpc.ownership import Owner, own
-from maehpc.recipes import ExplainSettings
-from maehpc.recipes.settings import SEARCH_SCORES
-from maehpc.stages.context import Context, differing_fields, read_json
-from maehpc.stages.finetune import CLASSIFIER, new_classifier
-from maehpc.stages.inputs import data_inputs, open_pack, split_batches, stage_output
-from maehpc.training.batches import Batches
-
-NAME = "explain"
+from maehpc.stages.context import Context
+from maehpc.stages.explanations import Prepared, prepared
 
 
 def explain(context: Context, dataset: str) -> dict[str, Any]:
@@ -43,267 +24,56 @@ def explain(context: Context, dataset: str) -> dict[str, Any]:
         RunError: the disk refused, or a newer attempt took over.
         Interrupted: somebody wanted to stop; a shard that was not finished is computed again.
     """
-    make_reproducible(context.device)
-    recipe, name, world = context.recipe, dataset_name(dataset), context.world
-    classifier_path, classifier_digest = finished_classifier(context, name)
-    with open_pack(context, dataset) as pack:
-        inputs = {
-            **data_inputs(context, pack),
-            "encoder": recipe.encoder.model_dump(mode="json", exclude={"weights"}),
-            "classifier": {
-                "weights": classifier_digest,
-                "adapter": recipe.finetune.adapter.model_dump(mode="json"),
-                "representation": recipe.finetune.representation,
-            },
-            "explain": recipe.explain.model_dump(mode="json"),
-        }
-        batches = world.alike(lambda: split_batches(context, pack, recipe.explain.split, NAME))
-        classifier = world.alike(lambda: load_classifier(context, pack, classifier_path))
-        explainer = Explainer(
-            classifier, recipe.explain, batches.preprocess, NoiseKey(recipe.seed, name), len(batches.split)
-        )
-        files_read = {name: dict(metric.inputs) for name, metric in explainer.metrics.items() if metric.inputs}
-        if files_read:
-            inputs["metrics"] = files_read
-        count = min(recipe.explain.images or len(batches.split), len(batches.split))
-        layout = store_layout(
-            context, pack, batches, explainer, grid_size(classifier.encoder), count, classifier_digest
-        )
-        with open_store(context, name, layout, inputs) as store:
-            missing = world.from_leader(lambda: store.missing(deep=True))
-            if not missing:
-                context.progress.say(f"{NAME} {name}: already done")
-            ours = missing[world.rank :: world.size]
-            world.together(lambda: write_shards(context, store, ours, explainer, batches), context.stop)
-            return {
-                "dataset": name,
-                "images": count,
-                "shards": layout.shards,
-                "computed": len(missing),
-                "store": str(context.experiment.maps(name)),
-            }
+    world = context.world
+    with prepared(context, dataset) as ready, open_store(context, ready) as store:
+        missing = world.from_leader(lambda: store.missing(deep=True))
+        if not missing:
+            context.progress.say(f"{ready.label}: already done")
+        ours = missing[world.rank :: world.size]
+        world.together(lambda: write_shards(context, store, ours, ready), context.stop)
+        return told(context, ready, len(missing))
 
 
-def finished_classifier(context: Context, name: str) -> tuple[Path, str]:
-    """Path and SHA-256 of the classifier to explain, once it is known to be the recipe's; rank 0 looks, for all.
-
-    Raises:
-        InputError: there is none, or it is another recipe's.
-    """
-
-    def find() -> tuple[str, str]:
-        path, digest = stage_output(context, "finetune", name, CLASSIFIER)
-        refuse_other_classifier(context, name)
-        return str(path), digest
-
-    path, digest = context.world.from_leader(find)
-    return Path(path), digest
+def told(context: Context, ready: Prepared, computed: int) -> dict[str, Any]:
+    """The stage's record of one data set."""
+    return {
+        "dataset": ready.name,
+        "images": ready.layout.images,
+        "shards": ready.layout.shards,
+        "computed": computed,
+        "store": str(context.experiment.maps(ready.name)),
+    }
 
 
-def write_shards(context: Context, store: MapStore, shards: list[int], explainer: Explainer, batches: Batches) -> None:
+def write_shards(context: Context, store: MapStore, shards: list[int], ready: Prepared) -> None:
     """Computes and records shards, one after the other.
 
     Raises:
         RunError: the disk refused, or a newer attempt took over.
         Interrupted: somebody wanted to stop, between two batches.
     """
-    world, label = context.world, f"{NAME} {store.attributes['dataset']}"
+    world = context.world
     images = sum(len(store.images(shard)) for shard in shards)
     # A rank tells of its own part, and of all ranks' speed by it.
     total = max(images, -(-store.layout.images // world.size))
-    with context.progress.bar(label, total, total - images, world.size) as bar:
+    with context.progress.bar(ready.label, total, total - images, world.size) as bar:
         for shard in shards:
-            wanted = store.images(shard)
-            parts = []
-            for chunk in whole_groups(wanted, explainer.group, explainer.group * explainer.workers, len(batches.split)):
-                if context.stop.reason is not None:
-                    raise Interrupted(label, context.stop.reason)
-                kept = [place for place, image in enumerate(chunk) if image in wanted]
-                arrays = explain_batch(explainer, batches, torch.tensor(chunk), context.recipe.explain)
-                parts.append({name: values[kept[0] : kept[-1] + 1] for name, values in arrays.items()})
-                for warning in explainer.take_warnings():
-                    context.progress.warn(f"{label}: {warning}")
-                bar.advance(len(kept))
-            store.write_shard(shard, concatenated(parts))
-
-
-def whole_groups(wanted: range, group: int, chunk: int, images: int) -> Iterator[range]:
-    """Cuts a shard's images into chunks of whole groups, so that an image has the same group however a split is cut.
-
-    Where a shard ends inside a group, the rest of the group is computed with it and dropped.
-
-    Args:
-        wanted: the shard's images.
-        group: images computed as one; groups begin at its multiples.
-        chunk: images at a time, a multiple of `group`.
-        images: in the split.
-    """
-    start = wanted.start // group * group
-    stop = min(-(-wanted.stop // group) * group, images)
-    return (range(place, min(place + chunk, stop)) for place in range(start, stop, chunk))
-
-
-def refuse_other_classifier(context: Context, name: str) -> None:
-    """Compares the recipe with what the classifier was finetuned with: its weights do not tell what they serve.
-
-    Raises:
-        InputError: they differ.
-    """
-    path = context.experiment.stage("finetune", name) / "stage.json"
-    made_with = read_json(path)
-    if not isinstance(made_with, dict):
-        raise InputError(f"{path} is missing; run `maehpc run finetune` again")
-    recipe = context.recipe
-    wanted = {
-        "encoder": recipe.encoder.model_dump(mode="json", exclude={"weights"}),
-        "finetune": recipe.finetune.model_dump(mode="json", exclude={"checkpoint"}),
-    }
-    changes = differing_fields({section: made_with.get(section) for section in wanted}, wanted)
-    if changes:
-        raise InputError(
-            f"{path.parent} holds a classifier of another recipe ({changes[0]}); restore the recipe, or give this run "
-            f"another --name and finetune there"
-        )
-
-
-def load_classifier(context: Context, pack: Pack, path: Path) -> Classifier:
-    """The finished classifier in evaluation mode, its weights frozen."""
-    scratch = context.recipe.encoder.model_copy(update={"weights": "scratch"})
-    without = replace(context, recipe=context.recipe.model_copy(update={"encoder": scratch}))
-    classifier = new_classifier(without, pack, None)
-    load_weights(classifier, path)
-    return classifier.eval().requires_grad_(False)
+            arrays = ready.compute(store.images(shard), context.stop, bar.advance, context.progress.warn)
+            store.write_shard(shard, arrays)
 
 
 @contextmanager
-def open_store(context: Context, name: str, layout: StoreLayout, inputs: dict[str, Any]) -> Iterator[MapStore]:
+def open_store(context: Context, ready: Prepared) -> Iterator[MapStore]:
     """Owns the data set's store and begins or reopens it; rank 0 does, and all may write shards."""
-    path, ledger = context.experiment.maps(name), context.experiment.ledger(name)
+    path, ledger = context.experiment.maps(ready.name), context.experiment.ledger(ready.name)
     with ExitStack() as until_end:
         ours: list[MapStore] = []
 
         def begin() -> int:
             files.require_writable(ledger)
             owner = until_end.enter_context(own(ledger, context.identity))
-            ours.append(MapStore.create(path, ledger, layout, inputs, owner))
+            ours.append(MapStore.create(path, ledger, ready.layout, ready.inputs, owner))
             return owner.attempt
 
         attempt = context.world.from_leader(begin)
         yield context.world.alike(lambda: ours[0] if ours else MapStore.open(path, ledger, Owner(ledger, attempt)))
-
-
-def explain_batch(
-    explainer: Explainer, batches: Batches, indices: Tensor, settings: ExplainSettings
-) -> dict[str, NDArray[Any]]:
-    """Arrays of one batch, by their names in the store; the first axis is the image."""
-    pixels = batches.preprocess.pixels(batches.split.batch(indices))
-    labels = batches.split.labels[indices.to(batches.split.labels.device)]
-    explanation = explainer.explain(pixels, indices, labels)
-    arrays = stored_arrays(explanation, labels)
-    if settings.maps.pixels:
-        arrays["pixels"] = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    return {name: array.detach().cpu().numpy() for name, array in arrays.items()}
-
-
-def stored_arrays(explanation: Explanation, labels: Tensor) -> dict[str, Tensor]:
-    """An explanation under the names its parts have in a store."""
-    arrays = {
-        "label": labels,
-        "prediction": explanation.prediction,
-        "target": explanation.target,
-        "logits": explanation.logits,
-        **explanation.maps,
-        **explanation.metrics,
-    }
-    for method, values in explanation.completeness.items():
-        arrays[f"{method}_completeness"] = values
-    for method, values in explanation.floor.items():
-        arrays[f"{method}_floor"] = values
-    for name, found in explanation.searched.items():
-        for score in SEARCH_SCORES:
-            arrays[f"{name}_{score}"] = getattr(found, score)
-    if explanation.flipped.shape[1] == 0:
-        return arrays  # no perturbation was asked for
-    arrays["flipped"] = explanation.flipped
-    for method, values in explanation.sensitivity.items():
-        arrays[f"{method}_sensitivity"] = values
-        arrays[f"{method}_sensitivity_max"] = values.amax(1)
-        arrays[f"{method}_sensitivity_mean"] = values.mean(1)
-    return arrays
-
-
-def concatenated(parts: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Batches put together along the image axis."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def map_layout(
-    method: Method, settings: ExplainSettings, side: int, channels: int, grid: tuple[int, int]
-) -> ArrayLayout:
-    """Dimensions of one image's map."""
-    dtype = settings.maps.dtype
-    if method.map_kind == "grid":
-        return ArrayLayout(("grid_y", "grid_x"), grid, dtype)
-    if method.map_kind == "plane" or settings.maps.channels == "reduced":
-        return ArrayLayout(("y", "x"), (side, side), dtype)
-    return ArrayLayout(("channel", "y", "x"), (channels, side, side), dtype)
-
-
-def store_layout(
-    context: Context,
-    pack: Pack,
-    batches: Batches,
-    explainer: Explainer,
-    grid: tuple[int, int],
-    count: int,
-    classifier: str,
-) -> StoreLayout:
-    """Arrays, dimensions and attributes of the store of one split."""
-    settings, data, info = context.recipe.explain, context.recipe.data, pack.info
-    side, classes = data.image_size, len(info.classes)
-    labels = (
-        ArrayLayout(("class",), (classes,), "int64") if info.task == "multi-label" else ArrayLayout((), (), "int64")
-    )
-    arrays = {
-        "label": labels,
-        "prediction": ArrayLayout((), (), "int64"),
-        "target": ArrayLayout((), (), "int64"),
-        "logits": ArrayLayout(("class",), (classes,), "float32"),
-    }
-    samples, score = settings.sensitivity.drawn, ArrayLayout((), (), "float32")
-    for name, method in explainer.methods.items():
-        arrays[name] = map_layout(method, settings, side, data.channels, grid)
-        arrays[f"{name}_floor"] = score
-        if method.complete:
-            arrays[f"{name}_completeness"] = score
-        for kind in settings.sensitivity.searches:
-            arrays |= {f"{name}_{kind}_{part}": score for part in SEARCH_SCORES}
-        if samples:
-            arrays[f"{name}_sensitivity"] = ArrayLayout(("sample",), (samples,), "float32")
-            arrays[f"{name}_sensitivity_max"] = score
-            arrays[f"{name}_sensitivity_mean"] = score
-        for metric, measure in explainer.metrics.items():
-            for part, (dims, shape) in measure.arrays().items():
-                arrays["_".join(filter(None, (name, metric, part)))] = ArrayLayout(dims, shape, "float32")
-    if samples:
-        arrays["flipped"] = ArrayLayout(("sample",), (samples,), "bool")
-    if settings.maps.pixels:
-        arrays["pixels"] = ArrayLayout(("y", "x", "channel"), (side, side, data.channels), "uint8")
-    attributes = {
-        "dataset": info.name,
-        "title": info.title,
-        "task": info.task,
-        "classes": list(info.classes),
-        "split": settings.split,
-        "classifier": classifier,
-        "methods": list(settings.methods),
-        "explain": settings.model_dump(mode="json"),
-        "seed": context.recipe.seed,
-        "image_size": side,
-        "coordinates": {
-            dim: list(places) for metric in explainer.metrics.values() for dim, places in metric.coordinates().items()
-        },
-        "mean": list(batches.preprocess.mean),
-        "std": list(batches.preprocess.std),
-    }
-    return StoreLayout(count, settings.maps.shard_images, arrays, attributes)

@@ -84,13 +84,16 @@ def test_gives_what_its_layout_says(name, upsample, tmp_path):
 @pytest.mark.parametrize("name", METRICS)
 def test_neighbours_and_order_do_not_matter(name, given, tmp_path):
     ours = made(given, name, tmp_path)
+    pixels = given.x.shape[-1] ** 2
+    # Rounding may exchange two neighbours in a ranking, which moves the correlation by 12 / (n (n + 1)) at most.
+    atol = 2 * 12 / (pixels * (pixels + 1)) if name == "randomisation" else 2e-5
     whole = {method: ours.measure(given, method) for method in METHODS}
     for chosen in ([2, 0], [3]):
         some = rows(given, chosen)
         for method in METHODS:
             for part, measured in ours.measure(some, method).items():
                 torch.testing.assert_close(
-                    measured, whole[method][part][chosen], rtol=2e-4, atol=2e-5, msg=f"{method} {part} {chosen}"
+                    measured, whole[method][part][chosen], rtol=2e-4, atol=atol, msg=f"{method} {part} {chosen}"
                 )
 
 

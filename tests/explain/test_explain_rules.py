@@ -304,8 +304,11 @@ def test_accuracy_near_the_baseline(name, dtype):
             point = wide0 + (wide - wide0) * (part + (1 + node) / 2) / 16
             theirs += pulled(function, [point], torch.ones_like(point), "gradient")[0] * weight / 16
     error = (ours.double() - theirs).abs().max().item()
-    best = (12 * torch.finfo(dtype).eps) ** (1 / 3)  # where eps / step + step^2 / 24 is least
-    assert error < 8 * (torch.finfo(dtype).eps / best + best**2 / 24)
+    # Where the quotient takes over it divides PyTorch's own error by the least step: in float32 its GELU is off by 4 to
+    # 9 eps at -3.5, depending on the CPU. Below, the derivative in the middle is off by step^2 / 24 times the third.
+    own = max((function(at).double() - function(at.double())).abs().max().item() for at in (x, x0))
+    least = threshold(x)
+    assert error < 2 * max(own, 4 * torch.finfo(dtype).eps) / least + least**2 / 24
     quotient = ((function(x) - function(x0)) / (x - x0)).nan_to_num()
     assert (quotient.double() - theirs).abs().max() > 20 * error
 

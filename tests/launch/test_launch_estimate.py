@@ -33,7 +33,7 @@ from maehpc.models import MaskedAutoencoder, build_classifier, build_encoder
 from maehpc.recipes import Recipe, load_recipe, plugins
 from maehpc.recipes.plugins import METHODS, METRICS, Folder
 from maehpc.stages.begin import begin
-from maehpc.stages.explain import store_layout, whole_groups
+from maehpc.stages.explanations import store_layout, whole_groups
 from maehpc.stages.pipeline import run_stages
 from maehpc.stages.preflight import _NO_DATA
 

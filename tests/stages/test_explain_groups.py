@@ -16,7 +16,7 @@ from maehpc.data import PackInfo, Preprocess
 from maehpc.explain import Explainer, NoiseKey
 from maehpc.models import build_classifier
 from maehpc.recipes import AdapterSettings, DataSettings, EncoderSettings, ExplainSettings
-from maehpc.stages.explain import whole_groups
+from maehpc.stages.explanations import whole_groups
 
 SIDE = 64
 INFO = PackInfo("toy", "Toy", "multi-class", (), "", (0.5,) * 3, (0.25,) * 3, {}, (SIDE, SIDE, 3))

@@ -24,7 +24,8 @@ from maehpc.ownership import own
 from maehpc.recipes import read_recipe
 from maehpc.stages.begin import begin, settled_recipe
 from maehpc.stages.context import Context
-from maehpc.stages.explain import explain, load_classifier
+from maehpc.stages.explain import explain
+from maehpc.stages.explanations import load_classifier
 from maehpc.stages.finetune import finetune
 from maehpc.stages.pipeline import run_stages, stages_of
 from maehpc.stages.preflight import check

@@ -1,0 +1,113 @@
+"""A Ray cluster for the length of a block: brought up, connected to, and gone afterwards, however the block ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from maehpc.errors import RunError
+from maehpc.pool.host import HostSettings, environment, free_port, new_token, start, sweep
+
+LOOPBACK = "127.0.0.2"
+"""This host, for itself alone. Ray takes the usual 127.0.0.1 for a wish to be told the outside address."""
+UP_WITHIN_S = 120.0
+"""Seconds that Ray has to come up; a shared file system that is slow to give its libraries takes most of it."""
+END_WITHIN_S = 30.0
+
+
+@contextmanager
+def local_cluster(cpus: int, gpus: int = 0, dashboard: bool = False) -> Iterator[None]:
+    """Ray on this machine alone, connected to for the length of the block.
+
+    Args:
+        cpus: workers that it may start at once.
+        gpus: of this machine that they may use.
+        dashboard: whether Ray's own dashboard is started.
+
+    Raises:
+        RunError: Ray did not come up.
+    """
+    mark = uuid.uuid4().hex
+    folder = Path(tempfile.mkdtemp(prefix="maehpc-pool-"))
+    try:
+        token = str(new_token(folder))
+        port = free_port(LOOPBACK)
+        settings = HostSettings(mark, LOOPBACK, None, port, cpus, gpus, token, dashboard=dashboard)
+        process = start(settings)
+        try:
+            with connected(f"{LOOPBACK}:{port}", mark, token, process):
+                yield
+        finally:
+            end(process, mark)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def connected(address: str, mark: str, token: str, head: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Connects this process to a cluster as its driver.
+
+    Args:
+        address: HOST:PORT of the head.
+        mark: of the cluster.
+        token: file with its token.
+        head: the process that keeps the head.
+
+    Raises:
+        RunError: it did not come up.
+    """
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update({**environment(mark, token, before), "GRPC_VERBOSITY": "ERROR"})
+    import ray
+
+    try:
+        _await_head(address, head)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _await_head(address: str, head: subprocess.Popen[bytes]) -> None:
+    """Waits until the head's port answers; Ray's own wait takes minutes where nobody will ever answer."""
+    import socket
+
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + UP_WITHIN_S
+    while time.monotonic() < deadline:
+        if head.poll() is not None:
+            said = head.stderr.read().decode(errors="replace").strip() if head.stderr else ""
+            last = said.splitlines()[-1] if said else f"exit code {head.returncode}"
+            raise RunError(f"Ray did not start: {last}")
+        with suppress(OSError), socket.create_connection((host, int(port)), timeout=1.0):
+            return
+        time.sleep(0.05)
+    raise RunError(f"Ray did not come up within {UP_WITHIN_S:.0f} s at {address}")
+
+
+def end(process: subprocess.Popen[bytes], mark: str) -> None:
+    """Ends a host of a cluster and all that it started."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        process.wait(END_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    finally:
+        sweep(mark)  # nothing is left to do where the host's own process did it
+        if process.stderr is not None:
+            process.stderr.close()

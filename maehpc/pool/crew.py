@@ -1,0 +1,190 @@
+"""Workers as Ray actors: one process each, which makes its computer once and keeps it.
+
+Ray brings processes to hosts and tells when one has died. What is dealt, retried or given up is our own schedule's
+business: Ray retries nothing, restarts nothing, and carries no arrays.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from maehpc.errors import RunError
+from maehpc.interruption import Stop
+from maehpc.pool.drive import Done, Event, Failed, Joined, Left, Returned
+from maehpc.pool.schedule import Shard
+from maehpc.pool.worker import Answer, Spec, answer
+
+LOOK_S = 0.5
+"""Seconds that `events` waits at most."""
+STILLBORN = 3
+"""Workers in a row that may die before they are ready; then no other is tried."""
+
+
+class Actor:
+    """The actor's class; it is made in the worker's process."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._computer = spec.make()
+        self._stop = Stop()
+
+    def ready(self) -> dict[str, Any]:
+        """Where the worker is, once it can compute."""
+        return {"pid": os.getpid(), "host": os.uname().nodename}
+
+    def compute(self, shard: Shard) -> Answer:
+        """One shard."""
+        return answer(self._computer, shard, self._stop)
+
+    def stop(self, reason: str) -> None:
+        """Asks for the end of what is being computed; runs beside `compute`."""
+        self._stop.request(reason)
+
+
+@dataclass
+class _Member:
+    handle: Any
+    born: Any
+    calls: dict[Any, Shard] = field(default_factory=dict)
+    facts: dict[str, Any] | None = None
+
+
+class RayCrew:
+    """Workers on a Ray cluster that this process is connected to.
+
+    Args:
+        spec: of each worker's computer.
+        workers: how many there shall be.
+        gpus: of each; 0 where the CPU computes.
+        warn: told each worker's warnings.
+        seconds_left: until all have to end.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        workers: int,
+        gpus: int = 0,
+        warn: Callable[[str], None] = lambda sentence: None,
+        seconds_left: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        import ray
+
+        self._ray: Any = ray
+        self._spec = spec
+        self._warn = warn
+        self._seconds_left = seconds_left
+        self._kind = self._ray.remote(
+            num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1}
+        )(Actor)
+        self._members: dict[str, _Member] = {}
+        self._refs: dict[Any, str] = {}
+        self._named = 0
+        self._stillborn = 0
+        self._stopped = False
+        self.deaths: Counter[str] = Counter()
+        for _ in range(workers):
+            self._bear()
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """Process id of each worker that is ready."""
+        return {name: member.facts["pid"] for name, member in self._members.items() if member.facts}
+
+    def hand(self, worker: str, shard: Shard) -> None:
+        """Gives a worker a shard."""
+        member = self._members[worker]
+        ref = member.handle.compute.remote(shard)
+        member.calls[ref] = shard
+        self._refs[ref] = worker
+
+    def seconds_left(self, worker: str) -> float | None:
+        """Until all have to end."""
+        return self._seconds_left()
+
+    def stop(self, reason: str) -> None:
+        """Asks all workers to give back what they hold."""
+        self._stopped = True
+        for member in self._members.values():
+            member.handle.stop.options(concurrency_group="control").remote(reason)
+
+    def events(self) -> list[Event]:
+        """What has happened since the last call.
+
+        Raises:
+            RunError: no worker is left and none will come, or one met what would befall all.
+        """
+        if not self._refs:
+            if not self._members:
+                raise RunError("no worker is left and none will come")
+            time.sleep(LOOK_S)
+            return []
+        ready, _ = self._ray.wait(list(self._refs), num_returns=1, timeout=LOOK_S)
+        if ready:  # and whatever else has come meanwhile, so that a thousand workers cost one question
+            ready, _ = self._ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0)
+        found: list[Event] = []
+        for ref in ready:
+            worker = self._refs.pop(ref, None)
+            if worker is not None:
+                found += self._heard(worker, ref)
+        return found
+
+    def _heard(self, worker: str, ref: Any) -> list[Event]:
+        member = self._members[worker]
+        try:
+            word = self._ray.get(ref)
+        except self._ray.exceptions.RayError as error:
+            return self._lost(worker, error)
+        if ref == member.born:
+            member.facts = word
+            self._stillborn = 0
+            return [Joined(worker)]
+        shard = member.calls.pop(ref)
+        for sentence in word.warnings:
+            self._warn(sentence)
+        if word.kind == "fatal":
+            raise RunError(word.words)
+        if word.kind == "done":
+            return [Done(worker, shard, word.seconds)]
+        if word.kind == "returned":
+            return [Returned(worker, shard)]
+        return [Failed(worker, shard, word.words)]
+
+    def _lost(self, worker: str, error: Exception) -> list[Event]:
+        member = self._members.pop(worker)
+        for ref in member.calls:
+            self._refs.pop(ref, None)
+        ready = member.facts is not None
+        why = _reason(error)
+        self.deaths[worker] += 1
+        if not ready:
+            self._stillborn += 1
+            if self._stillborn >= STILLBORN and not self._members:
+                raise RunError(f"no worker comes up: {why}")
+        if not self._stopped and self._stillborn < STILLBORN:
+            self._bear()
+        return [Left(worker, why)] if ready else []
+
+    def _bear(self) -> None:
+        self._named += 1
+        handle = self._kind.remote(self._spec)
+        member = _Member(handle, handle.ready.remote())
+        name = f"worker{self._named}"
+        self._members[name] = member
+        self._refs[member.born] = name
+
+
+def _reason(error: Exception) -> str:
+    """Ray's words for a death, in one line."""
+    cause = getattr(error, "cause", None)
+    if cause is not None:
+        return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+    words = " ".join(str(error).split())
+    for sign in ("The actor died because", "Worker exit detail:", "exit code"):
+        if sign in words:
+            return words[words.index(sign) :][:300]
+    return words[:300]

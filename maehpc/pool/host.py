@@ -1,0 +1,225 @@
+"""One host of a Ray cluster: `python -m maehpc.pool.host`, which starts Ray here and ends all of it when it ends.
+
+Ray's processes outlive the one that started them in too many ways: agents stay for a while after a raylet was killed,
+and `ray stop` ends every Ray of the host, other people's included. Here each process inherits a mark in its
+environment, and whoever carries this cluster's mark is ended by its id: when standard input closes (the program that
+wanted the cluster has ended, however), on SIGTERM, and when Ray itself ends.
+
+Ray listens on every interface of the host, so that a token is asked of everybody who connects: made for this cluster
+alone, in a file that only its user reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+MARK = "MAEHPC_POOL"
+"""The variable that all processes of a cluster inherit."""
+LONGEST_FOLDER = 43
+"""Bytes of the path of Ray's folder: the sockets in it get names that end at 107."""
+TOKEN_BYTES = 32
+_GRACE_S = 1.0
+"""Seconds that Ray's processes have to end by themselves."""
+
+
+@dataclass(frozen=True)
+class HostSettings:
+    """What Ray is told of this host.
+
+    Attributes:
+        mark: of the cluster: who inherits it belongs to it.
+        address: of this host, as a number, by which the others reach it.
+        head: HOST:PORT of the cluster's head; None where this is the head.
+        port: where the head listens.
+        cpus: that Ray may give away.
+        gpus: that Ray may give away.
+        memory_bytes: of the object store, which nothing large goes through.
+        token: file with the cluster's token.
+        dashboard: whether Ray's dashboard is started on the head, on this host's own interface.
+    """
+
+    mark: str
+    address: str
+    head: str | None
+    port: int
+    cpus: int
+    gpus: int
+    token: str
+    memory_bytes: int = 100 * 2**20
+    dashboard: bool = False
+
+    def words(self, folder: Path) -> list[str]:
+        """The command that starts Ray and stays."""
+        words = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--log-style=record"),
+            *("--disable-usage-stats", "--include-log-monitor=false"),
+            f"--node-ip-address={self.address}",
+            f"--num-cpus={self.cpus}",
+            f"--num-gpus={self.gpus}",
+            f"--object-store-memory={self.memory_bytes}",
+            # Zero: any that is free. The defaults are fixed numbers, over which two clusters of one host would fight.
+            *("--min-worker-port=0", "--max-worker-port=0", "--node-manager-port=0", "--object-manager-port=0"),
+            *("--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0", "--runtime-env-agent-port=0"),
+            "--metrics-export-port=0",
+        ]
+        if self.head is not None:
+            return [*words, f"--address={self.head}"]
+        words += [
+            "--head",
+            f"--port={self.port}",
+            f"--temp-dir={folder}",
+            f"--ray-client-server-port={free_port(self.address)}",
+        ]
+        words += [f"--include-dashboard={str(self.dashboard).lower()}", "--dashboard-host=127.0.0.1"]
+        return [*words, "--dashboard-port=0"] if self.dashboard else words
+
+
+def environment(mark: str, token: str, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Variables of every process of the cluster, those that connect to it included."""
+    without = {name: value for name, value in inherited.items() if not name.startswith("RAY_")}
+    return {
+        **without,
+        MARK: mark,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": token,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS": "0",
+    }
+
+
+def new_token(folder: Path) -> Path:
+    """Writes a fresh token that only this user can read."""
+    path = folder / "token"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as handle:
+        handle.write(secrets.token_hex(TOKEN_BYTES))
+    return path
+
+
+def free_port(address: str) -> int:
+    """A port of this host that nobody listens on at the moment."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as found:
+        found.bind((address, 0))
+        return int(found.getsockname()[1])
+
+
+def short_folder() -> Path:
+    """A new folder of this user alone on this host's own disk, with a path short enough for Ray's sockets."""
+    for root in (tempfile.gettempdir(), "/tmp", "/dev/shm"):
+        with suppress(OSError):
+            folder = Path(tempfile.mkdtemp(prefix="mr", dir=root))
+            if len(os.fsencode(folder)) <= LONGEST_FOLDER:
+                return folder
+            folder.rmdir()
+    raise OSError(f"no writable folder with a path of at most {LONGEST_FOLDER} bytes for Ray's sockets")
+
+
+def marked(mark: str) -> Iterator[int]:
+    """Process ids of this user that carry a cluster's mark, but for this process."""
+    sign = f"{MARK}={mark}".encode()
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit() or int(path.name) == os.getpid():
+            continue
+        with suppress(OSError):  # it has ended, or is somebody else's
+            if sign in (path / "environ").read_bytes().split(b"\0"):
+                yield int(path.name)
+
+
+def sweep(mark: str, spare: frozenset[int] = frozenset(), grace_s: float = _GRACE_S) -> None:
+    """Ends every process of a cluster on this host: asked first, then killed.
+
+    Args:
+        mark: the cluster's.
+        spare: process ids to leave alone.
+        grace_s: seconds between the two.
+    """
+    number = signal.SIGTERM
+    deadline = time.monotonic() + grace_s
+    asked: set[int] = set()
+    while alive := [pid for pid in marked(mark) if pid not in spare and not _zombie(pid)]:
+        if time.monotonic() >= deadline:
+            number = signal.SIGKILL
+            asked = set()
+        for pid in alive:
+            if pid not in asked:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        asked |= set(alive)
+        time.sleep(0.05)
+
+
+def _zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except (OSError, IndexError):
+        return True
+
+
+def run(settings: HostSettings) -> int:
+    """Starts Ray and stays until it or standard input ends, or SIGTERM comes.
+
+    Returns:
+        Ray's exit code where it ended by itself, else 0.
+    """
+    folder = short_folder()
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is for the program that wanted the cluster
+    told = environment(settings.mark, settings.token, os.environ)
+    log = folder / "start.log"
+    (folder / "r").mkdir()  # Ray opens its folder to everybody; the one around it stays closed
+    ray = None
+    try:
+        with log.open("wb") as output:
+            ray = subprocess.Popen(
+                settings.words(folder / "r"), env=told, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        while not asked and ray.poll() is None:
+            readable, _, _ = select.select([sys.stdin], [], [], 0.2)
+            if readable and not os.read(sys.stdin.fileno(), 4096):
+                break
+    finally:
+        code = ray.poll() if ray is not None else 1
+        if code not in (None, 0) and not asked:
+            print(log.read_text(errors="replace")[-4000:], file=sys.stderr, flush=True)
+        sweep(settings.mark, spare=frozenset({os.getppid()}))
+        if ray is not None:
+            ray.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+    return code or 0
+
+
+def start(settings: HostSettings) -> subprocess.Popen[bytes]:
+    """Starts this module in a process of its own; it ends with Ray as soon as its standard input is closed."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "maehpc.pool.host", json.dumps(asdict(settings))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment(settings.mark, settings.token, os.environ),
+        start_new_session=True,  # what ends a terminal's or a launcher's process group must leave it time to tidy up
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run(HostSettings(**json.loads(sys.argv[1]))))

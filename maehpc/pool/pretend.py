@@ -1,0 +1,26 @@
+"""A computer that only waits: what a pool costs by itself is measured with it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from maehpc.interruption import Stop
+from maehpc.pool.schedule import Shard
+
+
+@dataclass(frozen=True)
+class Pretended:
+    """Takes so many seconds a shard."""
+
+    seconds: float
+
+    def compute(self, shard: Shard, stop: Stop) -> list[str]:
+        """Waits."""
+        time.sleep(self.seconds)
+        return []
+
+
+def computer(seconds: float) -> Pretended:
+    """One that takes so many seconds a shard."""
+    return Pretended(seconds)

@@ -1,0 +1,199 @@
+"""The explain stage in a pool: all data sets' shards at once, over as many workers as there are.
+
+The driver owns the stores and decides; workers compute and record. Each prepares a data set when it meets its first
+shard of it and keeps it, so that a model is loaded once a worker.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maehpc.data import dataset_name
+from maehpc.devices import choose_device
+from maehpc.errors import InputError, Interrupted, RunError
+from maehpc.experiment import Experiment
+from maehpc.interruption import Stop
+from maehpc.maps import MapStore
+from maehpc.ownership import Owner
+from maehpc.pool import Done, Ended, Event, Failed, Left, Schedule, Shard, Work, drive
+from maehpc.pool.worker import Spec
+from maehpc.progress import Bar, Silent
+from maehpc.recipes import Recipe
+from maehpc.stages.context import Context
+from maehpc.stages.explain import open_store, told
+from maehpc.stages.explanations import NAME, Prepared, prepared
+
+_NAMED = 5
+"""Shards that a sentence names."""
+
+
+def explain_pooled(context: Context, workers: int) -> dict[str, dict[str, Any]]:
+    """Explains all data sets of the recipe by several workers of this machine, each on a GPU or a part of the cores.
+
+    Args:
+        context: of the run; one rank alone.
+        workers: how many.
+
+    Returns:
+        The stage's record for each data set.
+
+    Raises:
+        InputError: more workers than GPUs; no classifier, wrong settings, or a store holds other results.
+        RunError: shards were given up, the disk refused, or a newer attempt took over.
+        Interrupted: somebody wanted to stop; shards that were not finished are computed again.
+    """
+    gpus = _gpus(context, workers)
+    recipe = context.recipe
+    with ExitStack() as until_end:
+        stores: dict[str, MapStore] = {}
+        records: dict[str, dict[str, Any]] = {}
+        work: dict[str, Work] = {}
+        owners: dict[str, int] = {}
+        for dataset in recipe.datasets:
+            # The driver needs shapes and digests alone; GPUs are the workers'.
+            with prepared(replace(context, device=torch.device("cpu")), dataset) as ready:
+                store = until_end.enter_context(open_store(context, ready))
+                missing = store.missing(deep=True)
+                records[dataset] = told(context, ready, len(missing))
+            if not missing:
+                context.progress.say(f"{ready.label}: already done")
+                continue
+            assert store.owner is not None
+            stores[ready.name], owners[ready.name] = store, store.owner.attempt
+            work[ready.name] = Work(tuple(Shard(ready.name, shard, len(store.images(shard))) for shard in missing))
+        if not work:
+            return records
+        threads = max(1, torch.get_num_threads() // workers)
+        spec = Spec("maehpc.stages.pooled:computer", _arguments(context, owners, threads))
+        watch = _Watch(context, stores, work, until_end)
+        _raise_unless_whole(_driven(context, spec, Schedule(work), watch, workers, gpus))
+        return records
+
+
+def _gpus(context: Context, workers: int) -> int:
+    if context.device.type != "cuda":
+        return 0
+    seen = torch.cuda.device_count()
+    if workers > seen:
+        raise InputError(f"--workers {workers}: each takes a GPU, and PyTorch sees {seen}; ask for {seen} or fewer")
+    return 1
+
+
+def _arguments(context: Context, owners: dict[str, int], threads: int) -> dict[str, Any]:
+    return {
+        "experiment": str(context.experiment.root),
+        "recipe": context.recipe.model_dump(mode="json"),
+        "packs": str(context.packs),
+        "device": context.device.type,
+        "threads": threads,
+        "owners": owners,
+    }
+
+
+def _driven(context: Context, spec: Spec, schedule: Schedule, watch: _Watch, workers: int, gpus: int) -> Ended:
+    from maehpc.pool.cluster import local_cluster
+    from maehpc.pool.crew import RayCrew
+
+    count = min(workers, schedule.left)
+    with local_cluster(cpus=count, gpus=gpus * count):
+        return drive(schedule, RayCrew(spec, count, gpus, context.progress.warn), context.stop, watch.heard)
+
+
+class _Watch:
+    """Tells a person what the pool does: a bar a data set, and a sentence where something went wrong."""
+
+    def __init__(
+        self, context: Context, stores: dict[str, MapStore], work: dict[str, Work], until_end: ExitStack
+    ) -> None:
+        self._progress = context.progress
+        self._bars: dict[str, Bar] = {}
+        for name, store in stores.items():
+            total, left = store.layout.images, sum(shard.images for shard in work[name].shards)
+            bar = self._progress.bar(f"{NAME} {name}", total, total - left)
+            self._bars[name] = until_end.enter_context(bar)
+
+    def heard(self, event: Event) -> None:
+        """One event of the pool."""
+        match event:
+            case Done(_, shard, _):
+                self._bars[shard.store].advance(shard.images)
+            case Failed(worker, shard, reason):
+                self._progress.warn(f"{NAME} {shard.store}: shard {shard.number} failed in {worker} ({reason})")
+            case Left(worker, reason):
+                self._progress.warn(f"{NAME}: {worker} died ({reason}); another takes its place")
+            case _:
+                pass
+
+
+def _raise_unless_whole(ended: Ended) -> None:
+    if ended.quarantined:
+        named = [f"shard {one.number} of {one.store} ({why})" for one, why in sorted(ended.quarantined.items())]
+        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        raise RunError(
+            f"{len(named)} of the shards ended every worker that took them up and were given up: "
+            f"{', '.join(named[:_NAMED])}{more}; all others are saved, and the same command tries these again"
+        )
+    if ended.reason is not None:
+        raise Interrupted(NAME, ended.reason)
+
+
+@dataclass
+class Explaining:
+    """A worker's computer: keeps what it has prepared.
+
+    Attributes:
+        context: of this worker, which is told to nobody.
+        threads: CPU threads.
+        owners: attempt that owns each store.
+    """
+
+    context: Context
+    threads: int
+    owners: dict[str, int]
+
+    def __post_init__(self) -> None:
+        self._datasets = {dataset_name(dataset): dataset for dataset in self.context.recipe.datasets}
+        self._open = ExitStack()
+        self._kept: dict[str, tuple[Prepared, MapStore]] = {}
+
+    def compute(self, shard: Shard, stop: Stop) -> list[str]:
+        """Computes and records one shard; see `maehpc.pool.worker.Computer`."""
+        torch.set_num_threads(self.threads)  # of this thread: OpenMP keeps the number thread by thread
+        ready, store = self._ready(shard.store)
+        warnings: list[str] = []
+        arrays = ready.compute(store.images(shard.number), stop, lambda images: None, warnings.append)
+        store.write_shard(shard.number, arrays)
+        return warnings
+
+    def _ready(self, name: str) -> tuple[Prepared, MapStore]:
+        if name not in self._kept:
+            ready = self._open.enter_context(prepared(self.context, self._datasets[name]))
+            ledger = self.context.experiment.ledger(name)
+            store = MapStore.open(self.context.experiment.maps(name), ledger, Owner(ledger, self.owners[name]))
+            self._kept[name] = ready, store
+        return self._kept[name]
+
+
+def computer(
+    experiment: str, recipe: dict[str, Any], packs: str, device: Any, threads: int, owners: dict[str, int]
+) -> Explaining:
+    """Makes a worker's computer; the arguments are JSON.
+
+    Args:
+        experiment: its folder.
+        recipe: the whole one.
+        packs: folder of packed data sets.
+        device: cpu or cuda; Ray shows a worker its own GPU alone.
+        threads: CPU threads.
+        owners: attempt that owns each store.
+    """
+    torch.set_num_threads(threads)
+    context = Context(
+        Experiment(Path(experiment)), Recipe.model_validate(recipe), choose_device(device), Path(packs), Silent()
+    )
+    return Explaining(context, threads, owners)
