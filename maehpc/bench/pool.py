@@ -1,4 +1,4 @@
-"""What a pool of GPUs makes of its time: the real schedule and the real driver's loop, on simulated workers."""
+"""What a pool makes of its time: the real schedule and driver, on simulated GPUs or on real workers that only wait."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 import platform
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import maehpc
 from maehpc.bench.figures import Part, Ratio, Report, figure
 from maehpc.bench.simulated import Machines, SimulatedCrew
-from maehpc.pool import Ended, Schedule, Shard, Work, drive
+from maehpc.pool import Ended, Event, Joined, Schedule, Shard, Work, drive
 from maehpc.progress import Progress
 
 COSTS = (1.0, 4.0, 0.5, 2.0)
@@ -82,6 +83,10 @@ class Simulated:
     ended: Ended
 
 
+LONG_SHARD_S = 5.0
+"""What the cost of a shard is held against."""
+
+
 def simulate(load: Load, machines: Machines, seed: int) -> Simulated:
     """Runs the schedule on simulated workers.
 
@@ -106,7 +111,7 @@ def simulate(load: Load, machines: Machines, seed: int) -> Simulated:
     return Simulated(crew.now, bound, driver_s, taken, len(seconds), crew.failures, ended)
 
 
-def run(progress: Progress, load: Load, machines: Machines, repeats: int, seed: int) -> Report:
+def run_simulated(progress: Progress, load: Load, machines: Machines, repeats: int, seed: int) -> Report:
     """Simulates several times, each with its own shard times and failures.
 
     Returns:
@@ -147,9 +152,66 @@ def run(progress: Progress, load: Load, machines: Machines, repeats: int, seed: 
         f"{load.shard_images * load.seconds_per_image:.2g} s in the mean"
     )
     ratio = Ratio("makespan over bound", middle, "1 is a pool that never waits, loses nothing and ends together")
-    around = {
+    return Report("pool", _around(), (Part("simulated pool", conditions, figures, (ratio,)),), results)
+
+
+def run_real(progress: Progress, workers: int, shards: int, seconds: float, repeats: int) -> Report:
+    """Brings Ray up on this machine and deals shards of which each takes exactly so many seconds of waiting.
+
+    Returns:
+        A report whose `results` has `overhead_seconds_per_shard` (between two shards of one worker, median),
+        `overhead_of_5s_shard` (the part of a shard of five seconds that this would be), `bring_up_s`, `first_worker_s`
+        and `end_s`.
+    """
+    from maehpc.pool.cluster import local_cluster
+    from maehpc.pool.crew import RayCrew
+    from maehpc.pool.worker import Spec
+
+    up, first, over, end = [], [], [], []
+    with progress.bar("pool", repeats, images=0) as bar:
+        for _ in range(repeats):
+            begun = time.perf_counter()
+            with local_cluster(workers) as lost:
+                up.append(time.perf_counter() - begun)
+                crew = RayCrew(Spec("maehpc.pool.pretend:computer", {"seconds": seconds}), workers, lost=lost)
+                joined: list[float] = []
+                schedule = Schedule({"store": Work(tuple(Shard("store", number, 1) for number in range(shards)))})
+                drive(schedule, crew, watch=partial(_clocked, joined))
+                done = time.perf_counter()
+                first.append(joined[0] - begun)
+                # All workers are at work from the last one's coming to the end, and wait for each other nowhere.
+                over.append(max(0.0, (done - joined[workers - 1]) * workers / shards - seconds))
+            end.append(time.perf_counter() - done)
+            bar.advance()
+    figures = (
+        figure("Ray comes up", "s", up),
+        figure("first worker ready", "s", first),
+        figure("overhead a shard", "s", over),
+        figure("everything gone", "s", end),
+    )
+    overhead = figures[2].median
+    results: dict[str, Any] = {
+        "simulated": False,
+        "workers": workers,
+        "overhead_seconds_per_shard": overhead,
+        "overhead_of_5s_shard": overhead / LONG_SHARD_S,
+        "bring_up_s": figures[0].median,
+        "first_worker_s": figures[1].median,
+        "end_s": figures[3].median,
+    }
+    ratio = Ratio("overhead of a 5 s shard", overhead / LONG_SHARD_S, "what the pool takes of a shard's time")
+    conditions = f"{workers} workers of this machine, {shards} shards that wait {seconds:g} s each"
+    return Report("pool", _around(), (Part("pool", conditions, figures, (ratio,)),), results)
+
+
+def _clocked(joined: list[float], event: Event) -> None:
+    if isinstance(event, Joined):
+        joined.append(time.perf_counter())
+
+
+def _around() -> dict[str, Any]:
+    return {
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "load_average": list(os.getloadavg()),
         "maehpc": maehpc.__version__,
     }
-    return Report("pool", around, (Part("simulated pool", conditions, figures, (ratio,)),), results)

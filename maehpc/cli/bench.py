@@ -162,7 +162,16 @@ def explain(
 
 
 @command.command("pool")
-@click.option("--simulate", is_flag=True, help="Drive the real scheduler over simulated workers.")
+@click.option("--simulate", is_flag=True, help="Drive the real scheduler over simulated GPUs.")
+@click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Real ones, on this machine.")
+@click.option("--shards", type=click.IntRange(min=2), default=200, show_default=True, help="Of the real workers.")
+@click.option(
+    "--shard-seconds",
+    type=click.FloatRange(min=0),
+    default=0.1,
+    show_default=True,
+    help="That a real worker waits for each.",
+)
 @click.option("--gpus", type=click.IntRange(min=1), default=1024, show_default=True, help="Workers, one a GPU.")
 @click.option("--images", type=click.IntRange(min=1), default=10_000_000, show_default=True, help="In all stores.")
 @click.option("--stores", type=click.IntRange(min=1), default=12, show_default=True, help="Of unequal size and cost.")
@@ -194,6 +203,9 @@ def explain(
 @_figures_options("pool")
 def pool(
     simulate: bool,
+    workers: int,
+    shards: int,
+    shard_seconds: float,
     gpus: int,
     images: int,
     stores: int,
@@ -212,21 +224,25 @@ def pool(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """What a pool of GPUs makes of its time: makespan beside the lower bound, and the driver's load."""
-    from maehpc.bench.pool import Load, run
+    """What a pool makes of its time: overhead a shard; of a thousand GPUs, the makespan beside its lower bound.
+
+    Options from --gpus to --seed belong to --simulate.
+    """
+    from maehpc.bench.pool import Load, run_real, run_simulated
     from maehpc.bench.simulated import Machines
     from maehpc.cli.terminal import reporter
     from maehpc.errors import InputError
 
     set_verbosity(verbose)
+    path = out or results / "benchmarks" / f"pool-{_time()}.json"
     if not simulate:
-        raise InputError("bench pool: real workers are not measured yet; add --simulate")
+        _told(run_real(reporter(quiet), workers, shards, shard_seconds, repeats), path, as_json)
+        return
     if stores > images:
         raise InputError(f"--stores {stores}: there are no more than {images} images; choose fewer stores")
     load = Load(images, stores, shard_images, seconds_per_image)
     machines = Machines(gpus, gpus_per_host, start, sigma, mtbf or None, repair)
-    found = run(reporter(quiet), load, machines, repeats, seed)
-    _told(found, out or results / "benchmarks" / f"pool-{_time()}.json", as_json)
+    _told(run_simulated(reporter(quiet), load, machines, repeats, seed), path, as_json)
 
 
 def _parts(text: str | None) -> list[str]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import subprocess
-import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from maehpc.errors import RunError
-from maehpc.pool.host import HostSettings, environment, free_port, new_token, start, sweep
+from maehpc.pool.host import HostSettings, adopt, environment, free_port, short_folder, start, sweep, write_token
 
 LOOPBACK = "127.0.0.2"
 """This host, for itself alone. Ray takes the usual 127.0.0.1 for a wish to be told the outside address."""
@@ -24,7 +24,7 @@ END_WITHIN_S = 30.0
 
 
 @contextmanager
-def local_cluster(cpus: int, gpus: int = 0, dashboard: bool = False) -> Iterator[None]:
+def local_cluster(cpus: int, gpus: int = 0, dashboard: bool = False) -> Iterator[Callable[[], str | None]]:
     """Ray on this machine alone, connected to for the length of the block.
 
     Args:
@@ -32,19 +32,23 @@ def local_cluster(cpus: int, gpus: int = 0, dashboard: bool = False) -> Iterator
         gpus: of this machine that they may use.
         dashboard: whether Ray's own dashboard is started.
 
+    Yields:
+        A function that tells why the cluster is gone; None while it is there.
+
     Raises:
         RunError: Ray did not come up.
     """
+    adopt()  # what the host's own process leaves behind where it is killed
     mark = uuid.uuid4().hex
-    folder = Path(tempfile.mkdtemp(prefix="maehpc-pool-"))
+    folder = short_folder()
     try:
-        token = str(new_token(folder))
+        token = str(write_token(folder))
         port = free_port(LOOPBACK)
-        settings = HostSettings(mark, LOOPBACK, None, port, cpus, gpus, token, dashboard=dashboard)
+        settings = HostSettings(mark, LOOPBACK, None, port, cpus, gpus, token, str(folder), dashboard=dashboard)
         process = start(settings)
         try:
             with connected(f"{LOOPBACK}:{port}", mark, token, process):
-                yield
+                yield lambda: None if process.poll() is None else "Ray's head has ended"
         finally:
             end(process, mark)
     finally:
@@ -67,18 +71,35 @@ def connected(address: str, mark: str, token: str, head: subprocess.Popen[bytes]
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update({**environment(mark, token, before), "GRPC_VERBOSITY": "ERROR"})
-    import ray
+    with _own_signals():
+        import ray
 
     try:
         _await_head(address, head)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        with _own_signals():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
         try:
             yield
         finally:
-            ray.shutdown()
+            with _own_signals():
+                ray.shutdown()
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Gives this process its signal handlers back: Ray takes SIGTERM for itself, and ends the process with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _await_head(address: str, head: subprocess.Popen[bytes]) -> None:

@@ -7,8 +7,8 @@ business: Ray retries nothing, restarts nothing, and carries no arrays.
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,8 +21,19 @@ from maehpc.pool.worker import Answer, Spec, answer
 
 LOOK_S = 0.5
 """Seconds that `events` waits at most."""
+UNREACHABLE_S = 5.0
+"""Seconds in which the end of a cluster's head is noticed here."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_DETAIL = "Worker exit detail:"
+_LONGEST = 300
+ALONE_S = 300.0
+"""Seconds without any worker after which none is expected any more: Ray waits for ever for a host that is gone."""
 STILLBORN = 3
 """Workers in a row that may die before they are ready; then no other is tried."""
+
+
+class ClusterLostError(RunError):
+    """The cluster is gone; what it has recorded stands, and another may go on."""
 
 
 class Actor:
@@ -62,6 +73,8 @@ class RayCrew:
         gpus: of each; 0 where the CPU computes.
         warn: told each worker's warnings.
         seconds_left: until all have to end.
+        lost: why the cluster is gone, None while it is there. Ray itself takes a minute to say so, and says it by
+            ending this process.
     """
 
     def __init__(
@@ -71,6 +84,7 @@ class RayCrew:
         gpus: int = 0,
         warn: Callable[[str], None] = lambda sentence: None,
         seconds_left: Callable[[], float | None] = lambda: None,
+        lost: Callable[[], str | None] = lambda: None,
     ) -> None:
         import ray
 
@@ -78,6 +92,8 @@ class RayCrew:
         self._spec = spec
         self._warn = warn
         self._seconds_left = seconds_left
+        self._cluster_lost = lost
+        self._births: list[float] = []
         self._kind = self._ray.remote(
             num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1}
         )(Actor)
@@ -86,7 +102,7 @@ class RayCrew:
         self._named = 0
         self._stillborn = 0
         self._stopped = False
-        self.deaths: Counter[str] = Counter()
+        self._seen = time.monotonic()
         for _ in range(workers):
             self._bear()
 
@@ -117,9 +133,20 @@ class RayCrew:
 
         Raises:
             RunError: no worker is left and none will come, or one met what would befall all.
+            ClusterLostError: the cluster is gone.
         """
+        why = self._cluster_lost()
+        if why is not None:
+            raise ClusterLostError(why)
+        while self._births and self._births[0] <= time.monotonic():
+            self._births.pop(0)
+            self._bear()
+        if any(member.facts for member in self._members.values()):
+            self._seen = time.monotonic()
+        elif time.monotonic() - self._seen > ALONE_S:
+            raise ClusterLostError(f"no worker was there for {ALONE_S:.0f} s")
         if not self._refs:
-            if not self._members:
+            if not self._members and not self._births:
                 raise RunError("no worker is left and none will come")
             time.sleep(LOOK_S)
             return []
@@ -158,15 +185,18 @@ class RayCrew:
         member = self._members.pop(worker)
         for ref in member.calls:
             self._refs.pop(ref, None)
+        # Ray tells that it cannot reach a worker before it knows why. Where the head is gone it would not give us
+        # another for a minute, and then end this process; in some seconds we know better.
+        unreachable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
         ready = member.facts is not None
         why = _reason(error)
-        self.deaths[worker] += 1
         if not ready:
             self._stillborn += 1
             if self._stillborn >= STILLBORN and not self._members:
                 raise RunError(f"no worker comes up: {why}")
         if not self._stopped and self._stillborn < STILLBORN:
-            self._bear()
+            self._births.append(time.monotonic() + (UNREACHABLE_S if unreachable else 0.0))
+            self._births.sort()
         return [Left(worker, why)] if ready else []
 
     def _bear(self) -> None:
@@ -179,12 +209,13 @@ class RayCrew:
 
 
 def _reason(error: Exception) -> str:
-    """Ray's words for a death, in one line."""
+    """Ray's words for a death, in one short line."""
     cause = getattr(error, "cause", None)
     if cause is not None:
         return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
-    words = " ".join(str(error).split())
-    for sign in ("The actor died because", "Worker exit detail:", "exit code"):
-        if sign in words:
-            return words[words.index(sign) :][:300]
-    return words[:300]
+    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    if "creation task" in lines[0]:
+        return lines[-1]  # the end of the worker's own traceback
+    words = " ".join(lines)
+    words = words[words.index(_DETAIL) + len(_DETAIL) :] if _DETAIL in words else words
+    return words.split(" Some common causes", 1)[0].strip()[:_LONGEST]

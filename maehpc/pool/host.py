@@ -5,12 +5,13 @@ and `ray stop` ends every Ray of the host, other people's included. Here each pr
 environment, and whoever carries this cluster's mark is ended by its id: when standard input closes (the program that
 wanted the cluster has ended, however), on SIGTERM, and when Ray itself ends.
 
-Ray listens on every interface of the host, so that a token is asked of everybody who connects: made for this cluster
-alone, in a file that only its user reads.
+Ray listens on every interface of the host, so that a token is asked of everybody who connects: made by the
+driver, in a file that only its user reads.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import secrets
@@ -25,13 +26,17 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+
+import psutil
 
 MARK = "MAEHPC_POOL"
 """The variable that all processes of a cluster inherit."""
 LONGEST_FOLDER = 43
 """Bytes of the path of Ray's folder: the sockets in it get names that end at 107."""
 TOKEN_BYTES = 32
+_PR_SET_CHILD_SUBREAPER = 36
 _GRACE_S = 1.0
 """Seconds that Ray's processes have to end by themselves."""
 
@@ -49,6 +54,7 @@ class HostSettings:
         gpus: that Ray may give away.
         memory_bytes: of the object store, which nothing large goes through.
         token: file with the cluster's token.
+        folder: see `short_folder`; removed when the host ends. None: one is made.
         dashboard: whether Ray's dashboard is started on the head, on this host's own interface.
     """
 
@@ -59,6 +65,7 @@ class HostSettings:
     cpus: int
     gpus: int
     token: str
+    folder: str | None = None
     memory_bytes: int = 100 * 2**20
     dashboard: bool = False
 
@@ -102,12 +109,18 @@ def environment(mark: str, token: str, inherited: Mapping[str, str]) -> dict[str
     }
 
 
-def new_token(folder: Path) -> Path:
-    """Writes a fresh token that only this user can read."""
+@cache
+def token() -> str:
+    """This process's token. Ray reads a process's token once and for all, so that a second cluster has the same."""
+    return secrets.token_hex(TOKEN_BYTES)
+
+
+def write_token(folder: Path) -> Path:
+    """Writes the token to a file that only this user can read."""
     path = folder / "token"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as handle:
-        handle.write(secrets.token_hex(TOKEN_BYTES))
+        handle.write(token())
     return path
 
 
@@ -129,15 +142,34 @@ def short_folder() -> Path:
     raise OSError(f"no writable folder with a path of at most {LONGEST_FOLDER} bytes for Ray's sockets")
 
 
+def adopt() -> None:
+    """Makes this process the parent of whatever its descendants leave behind when they end (Linux)."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def marked(mark: str) -> Iterator[int]:
-    """Process ids of this user that carry a cluster's mark, but for this process."""
+    """Process ids of a cluster on this host, but for this process.
+
+    Those that carry its mark, and those that this process has adopted and that call themselves Ray's: a process that
+    gives itself a title writes it over its environment.
+    """
     sign = f"{MARK}={mark}".encode()
+    found = set()
     for path in Path("/proc").iterdir():
         if not path.name.isdigit() or int(path.name) == os.getpid():
             continue
         with suppress(OSError):  # it has ended, or is somebody else's
             if sign in (path / "environ").read_bytes().split(b"\0"):
-                yield int(path.name)
+                found.add(int(path.name))
+    adopted = psutil.Process().children()
+    yield from found | {child.pid for child in adopted if _title(child.pid).startswith(b"ray::")}
+
+
+def _title(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def sweep(mark: str, spare: frozenset[int] = frozenset(), grace_s: float = _GRACE_S) -> None:
@@ -148,19 +180,22 @@ def sweep(mark: str, spare: frozenset[int] = frozenset(), grace_s: float = _GRAC
         spare: process ids to leave alone.
         grace_s: seconds between the two.
     """
-    number = signal.SIGTERM
     deadline = time.monotonic() + grace_s
     asked: set[int] = set()
-    while alive := [pid for pid in marked(mark) if pid not in spare and not _zombie(pid)]:
-        if time.monotonic() >= deadline:
-            number = signal.SIGKILL
-            asked = set()
-        for pid in alive:
-            if pid not in asked:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number)
-        asked |= set(alive)
+    while alive := {pid for pid in marked(mark) if pid not in spare and not _gone(pid)}:
+        late = time.monotonic() >= deadline
+        for pid in alive if late else alive - asked:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+        asked |= alive
         time.sleep(0.05)
+
+
+def _gone(pid: int) -> bool:
+    """Whether a process has ended; one that this process has adopted is buried."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+    return _zombie(pid)
 
 
 def _zombie(pid: int) -> bool:
@@ -176,7 +211,8 @@ def run(settings: HostSettings) -> int:
     Returns:
         Ray's exit code where it ended by itself, else 0.
     """
-    folder = short_folder()
+    adopt()
+    folder = Path(settings.folder) if settings.folder else short_folder()
     asked = False
 
     def ask(number: int, frame: object) -> None:
@@ -203,8 +239,6 @@ def run(settings: HostSettings) -> int:
         if code not in (None, 0) and not asked:
             print(log.read_text(errors="replace")[-4000:], file=sys.stderr, flush=True)
         sweep(settings.mark, spare=frozenset({os.getppid()}))
-        if ray is not None:
-            ray.wait()
         shutil.rmtree(folder, ignore_errors=True)
     return code or 0
 

@@ -100,8 +100,9 @@ def _driven(context: Context, spec: Spec, schedule: Schedule, watch: _Watch, wor
     from maehpc.pool.crew import RayCrew
 
     count = min(workers, schedule.left)
-    with local_cluster(cpus=count, gpus=gpus * count):
-        return drive(schedule, RayCrew(spec, count, gpus, context.progress.warn), context.stop, watch.heard)
+    with local_cluster(cpus=count, gpus=gpus * count) as lost:
+        crew = RayCrew(spec, count, gpus, context.progress.warn, lost=lost)
+        return drive(schedule, crew, context.stop, watch.heard)
 
 
 class _Watch:

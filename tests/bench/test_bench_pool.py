@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maehpc.bench.pool import Load, run, simulate
+from maehpc.bench.pool import Load, run_real, run_simulated, simulate
 from maehpc.bench.simulated import Machines, SimulatedCrew
 from maehpc.errors import RunError
 from maehpc.pool import Done, Joined, Left, Shard
@@ -86,7 +86,7 @@ def test_no_host_is_told() -> None:
 
 
 def test_the_report_has_its_keys() -> None:
-    told = run(Silent(), Load(20_000, 3, 16, 0.1), Machines(32), repeats=2, seed=0)
+    told = run_simulated(Silent(), Load(20_000, 3, 16, 0.1), Machines(32), repeats=2, seed=0)
     record = told.as_json()
     assert 1.0 <= record["makespan_over_bound"] <= record["makespan_over_bound_worst"] < 1.1
     assert record["simulated"] is True and record["driver_seconds_per_shard"] > 0
@@ -99,3 +99,12 @@ def test_a_thousand_gpus_are_within_three_percent() -> None:
     found = simulate(Load(10_000_000, 12, 64, 0.08), Machines(1024, mtbf_h=24.0), seed=0)
     assert found.shards == 156_255 and not found.ended.quarantined
     assert found.makespan_s < 1.03 * found.bound_s
+
+
+@pytest.mark.slow
+def test_real_workers_are_measured() -> None:
+    record = run_real(Silent(), workers=2, shards=20, seconds=0.05, repeats=1).as_json()
+    assert record["simulated"] is False and record["workers"] == 2
+    assert 0 <= record["overhead_seconds_per_shard"] < 1
+    assert record["overhead_of_5s_shard"] == pytest.approx(record["overhead_seconds_per_shard"] / 5)
+    assert 0 < record["bring_up_s"] < record["first_worker_s"] and record["end_s"] > 0

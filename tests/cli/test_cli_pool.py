@@ -1,0 +1,161 @@
+"""`maehpc run explain --workers 2`: real commands, real Ray, and the bytes of one process whatever was killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from command_line import Run
+from tiny import SETTINGS
+
+from maehpc.recipes import load_recipe, recipe_yaml
+from maehpc.stages.verify import verify_results
+
+pytestmark = pytest.mark.slow
+
+ALONE = ("run", "explain", "--name", "tiny")
+POOLED = (*ALONE, "--workers", "2")
+
+
+def command(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "maehpc", *words], capture_output=True, text=True, timeout=200, cwd=place, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which one process has computed everything: 60 shards, long enough to be killed within."""
+    place = tmp_path_factory.mktemp("pool")
+    explain = {**SETTINGS["explain"], "images": 240, "sensitivity": {"samples": 40}, "maps": {"shard_images": 4}}
+    recipe = place / "tiny.yaml"
+    recipe.write_text(recipe_yaml(load_recipe(None, settings={**SETTINGS, "explain": explain})))
+    done = command(place, "run", "pipeline", "--recipe", str(recipe), "--name", "tiny", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+@pytest.fixture
+def place(finished: Path, tmp_path: Path) -> Path:
+    """A copy in which nothing is explained yet."""
+    shutil.copytree(finished / "results", tmp_path / "results")
+    for folder in ("maps", "ledger", "report"):
+        shutil.rmtree(tmp_path / "results" / "tiny" / folder)
+    return tmp_path
+
+
+def stored(place: Path) -> dict[str, bytes]:
+    root = place / "results" / "tiny" / "maps"
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@contextmanager
+def running(place: Path, shards: int) -> Iterator[subprocess.Popen[str]]:
+    """A pooled run that has finished so many shards; whatever it started has ended when the block is left."""
+    records = place / "results" / "tiny" / "ledger" / "digits"
+    words = [sys.executable, "-m", "maehpc", *POOLED]
+    with subprocess.Popen(words, cwd=place, stderr=subprocess.PIPE, text=True) as process:
+        below: list[psutil.Process] = []
+        try:
+            deadline = time.monotonic() + 120
+            while len(list(records.glob("shard-*.json"))) < shards:
+                assert process.poll() is None, process.stderr and process.stderr.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            below = psutil.Process(process.pid).children(recursive=True)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+            _, alive = psutil.wait_procs(below, timeout=30)
+            left = [one.pid for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+    assert not left
+
+
+def named(title: str) -> Callable[[psutil.Process], bool]:
+    return lambda process: any(title in word for word in process.cmdline()[:5])
+
+
+def kill_one(below: psutil.Process, wanted: Callable[[psutil.Process], bool]) -> None:
+    for process in below.children(recursive=True):
+        if wanted(process):
+            process.kill()
+            return
+    raise AssertionError("there is no such process")
+
+
+def whole(place: Path, finished: Path) -> None:
+    assert stored(place) == stored(finished)
+    assert verify_results(place / "results").problems == []
+
+
+def test_two_workers_write_the_bytes_of_one_process(place: Path, finished: Path) -> None:
+    done = command(place, *POOLED)
+    assert done.returncode == 0, done.stderr
+    whole(place, finished)
+    again = command(place, *POOLED)
+    assert again.returncode == 0 and "already done" in again.stderr
+
+
+def test_a_killed_worker_costs_its_shard_alone(place: Path, finished: Path) -> None:
+    with running(place, shards=3) as process:
+        kill_one(psutil.Process(process.pid), named("ray::Actor"))
+        _, told = process.communicate(timeout=120)
+        assert process.returncode == 0, told
+    assert "died" in told and "another takes its place" in told
+    whole(place, finished)
+
+
+def test_a_killed_head_ends_the_run_and_the_same_command_goes_on(place: Path, finished: Path) -> None:
+    with running(place, shards=3) as process:
+        kill_one(psutil.Process(process.pid), named("raylet/raylet"))
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 1, told
+    assert "head has ended" in told and "Traceback" not in told
+    assert 3 <= len(list((place / "results/tiny/ledger/digits").glob("shard-*.json"))) < 60
+    assert command(place, *POOLED).returncode == 0
+    whole(place, finished)
+
+
+def test_a_wish_to_stop_and_a_kill_of_the_driver(place: Path, finished: Path) -> None:
+    with running(place, shards=3) as process:
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 75, told
+    assert "everything finished is saved" in told
+    with running(place, shards=6) as process:
+        refused = command(place, *ALONE)
+        assert refused.returncode == 2 and "is being written by" in refused.stderr, refused.stderr
+        process.kill()
+    done = command(place, *ALONE, "--threads", "1")  # one process goes on where several were
+    assert done.returncode == 0, done.stderr
+    whole(place, finished)
+
+
+def test_a_shard_that_the_disk_refuses_ends_the_run(place: Path, finished: Path) -> None:
+    store = place / "results" / "tiny" / "maps" / "digits.zarr"
+    with running(place, shards=3) as process:
+        # A folder where a later shard's file belongs.
+        obstacle = store / "label" / "c.48"
+        obstacle.mkdir()
+        _, told = process.communicate(timeout=120)
+        assert process.returncode == 1, told
+    assert "c.48" in told and "Traceback" not in told
+    obstacle.rmdir()
+    assert command(place, *POOLED).returncode == 0
+    whole(place, finished)
+
+
+def test_words_that_contradict_each_other_are_refused(run: Run, tmp_path: Path) -> None:
+    refused = run("run", "explain", "--workers", "2", "--pdb")
+    assert refused.code == 2 and "--pdb" in refused.err
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,58 @@
+"""Computers that go wrong, for real workers; each leaves a line in a file about every shard it was given."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from maehpc.errors import Interrupted, RunError
+from maehpc.interruption import Stop
+from maehpc.pool import Shard
+
+
+@dataclass(frozen=True)
+class Troubled:
+    """Waits, and does to some shards what they are listed for."""
+
+    book: str
+    seconds: float
+    deadly: tuple[int, ...]
+    hungry: tuple[int, ...]
+    broken: tuple[int, ...]
+    fatal: tuple[int, ...]
+
+    def compute(self, shard: Shard, stop: Stop) -> list[str]:
+        with Path(self.book).open("a") as book:
+            book.write(f"{shard.number} {os.getpid()}\n")
+        if shard.number in self.deadly:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if shard.number in self.hungry:
+            raise MemoryError("no room for the shard")
+        if shard.number in self.broken:
+            raise ValueError("the shard is broken")
+        if shard.number in self.fatal:
+            raise RunError("cannot write store: the disk is full; free some space")
+        ends = time.monotonic() + self.seconds
+        while time.monotonic() < ends:
+            if stop.reason is not None:
+                raise Interrupted("explain", stop.reason)
+            time.sleep(0.01)
+        return ["the first shard is odd"] if shard.number == 0 else []
+
+
+def computer(
+    book: str,
+    seconds: float = 0.05,
+    deadly: tuple[int, ...] = (),
+    hungry: tuple[int, ...] = (),
+    broken: tuple[int, ...] = (),
+    fatal: tuple[int, ...] = (),
+) -> Troubled:
+    return Troubled(book, seconds, tuple(deadly), tuple(hungry), tuple(broken), tuple(fatal))
+
+
+def stillborn(book: str) -> Troubled:
+    raise RuntimeError("there is no such model")
