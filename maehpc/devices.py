@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import psutil
@@ -42,6 +44,17 @@ def set_threads(threads: int | None) -> None:
     """Sets the number of CPU threads; PyTorch's own choice where None."""
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes the block by one CPU thread: products are rounded the same however many others there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def make_reproducible(device: torch.device) -> None:

@@ -180,7 +180,7 @@ def run_real(progress: Progress, workers: int, shards: int, seconds: float, repe
                 done = time.perf_counter()
                 first.append(joined[0] - begun)
                 # All workers are at work from the last one's coming to the end, and wait for each other nowhere.
-                over.append(max(0.0, (done - joined[workers - 1]) * workers / shards - seconds))
+                over.append(max(0.0, (done - joined[-1]) * workers / shards - seconds))
             end.append(time.perf_counter() - done)
             bar.advance()
     figures = (

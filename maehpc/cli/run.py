@@ -82,6 +82,7 @@ def _run(
 ) -> None:
     from maehpc.cli.summary import print_summary
     from maehpc.devices import choose_device, set_threads
+    from maehpc.errors import InputError
     from maehpc.interruption import Stop
     from maehpc.launch.profile import load_profile
     from maehpc.launch.signals import take_signals
@@ -103,6 +104,8 @@ def _run(
     take_signals(stop)
     context = Context(experiment, recipe, computing_device, packs, progress, stop=stop)
     names = stages_of(wanted.stage, recipe.encoder.weights)
+    if workers > 1 and "explain" not in names:
+        raise InputError(f"--workers {workers}: {wanted.stage} is computed by one process; leave the option out")
     check(context, names)
     with begin(context, sys.argv[1:], names), out_of_memory_told():
         records = run_stages(context, names, workers)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from maehpc.devices import one_thread
 from maehpc.explain.layers import check_layer, layer_path
 from maehpc.explain.methods import Method, Setup, make_methods
 from maehpc.explain.network import Network
@@ -69,7 +70,8 @@ class Engine:
             check_layer(self.network, settings.gradcam.layer, baseline)
         self.baseline = baseline
         strict = next((name for name in ("deeplift", "attnlrp") if name in self._needs), None)
-        self._references = References(self.network, baseline, strict)
+        with one_thread():  # as every group of images is computed, so that the baseline is the same anywhere
+            self._references = References(self.network, baseline, strict)
 
     @property
     def row_bytes(self) -> int:

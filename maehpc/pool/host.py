@@ -106,6 +106,8 @@ def environment(mark: str, token: str, inherited: Mapping[str, str]) -> dict[str
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS": "0",
+        # Ray would kill workers where a host is 95 % full, whoever filled it; the kernel and Slurm have limits of ours.
+        "RAY_memory_monitor_refresh_ms": "0",
     }
 
 

@@ -97,12 +97,17 @@ def _arguments(context: Context, owners: dict[str, int], threads: int) -> dict[s
 
 def _driven(context: Context, spec: Spec, schedule: Schedule, watch: _Watch, workers: int, gpus: int) -> Ended:
     from maehpc.pool.cluster import local_cluster
-    from maehpc.pool.crew import RayCrew
+    from maehpc.pool.crew import ClusterLostError, RayCrew
 
     count = min(workers, schedule.left)
     with local_cluster(cpus=count, gpus=gpus * count) as lost:
         crew = RayCrew(spec, count, gpus, context.progress.warn, lost=lost)
-        return drive(schedule, crew, context.stop, watch.heard)
+        try:
+            return drive(schedule, crew, context.stop, watch.heard)
+        except ClusterLostError as error:
+            if context.stop.reason is None:
+                raise
+            raise Interrupted(NAME, context.stop.reason) from error  # both were told to end
 
 
 class _Watch:
@@ -126,21 +131,21 @@ class _Watch:
             case Failed(worker, shard, reason):
                 self._progress.warn(f"{NAME} {shard.store}: shard {shard.number} failed in {worker} ({reason})")
             case Left(worker, reason):
-                self._progress.warn(f"{NAME}: {worker} died ({reason}); another takes its place")
+                self._progress.warn(f"{NAME}: {worker} died ({reason})")
             case _:
                 pass
 
 
 def _raise_unless_whole(ended: Ended) -> None:
+    if ended.reason is not None:
+        raise Interrupted(NAME, ended.reason)  # what was given up is tried again when the work goes on
     if ended.quarantined:
         named = [f"shard {one.number} of {one.store} ({why})" for one, why in sorted(ended.quarantined.items())]
         more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
         raise RunError(
-            f"{len(named)} of the shards ended every worker that took them up and were given up: "
+            f"{len(named)} of the shards failed, or ended their worker, each time they were tried and were given up: "
             f"{', '.join(named[:_NAMED])}{more}; all others are saved, and the same command tries these again"
         )
-    if ended.reason is not None:
-        raise Interrupted(NAME, ended.reason)
 
 
 @dataclass

@@ -207,3 +207,24 @@ def test_refuses_a_head_that_captum_treats_by_a_rule_over_the_batch():
         Engine(classifier, explain_settings("deeplift-captum"), ZERO)
     attribution = Engine(classifier, explain_settings("deeplift"), ZERO).attribute(X)
     assert attribution.completeness["deeplift"].max() < 1e-4
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_the_baseline_is_the_same_on_any_number_of_threads(threads):
+    """A worker with a part of the cores computes what a process with all of them does."""
+    encoder = EncoderSettings(name="vit-tiny", patch_size=4, width=64, depth=2, heads=4, weights="scratch")
+    classifier, settings = vit(encoder=encoder), explain_settings("deeplift")
+    baseline, before = torch.zeros(1, 3, 16, 16), torch.get_num_threads()
+
+    def kept():
+        values = Engine(classifier, settings, baseline)._references.tape.baseline
+        return [value.clone() for one in values for value in one.values()]
+
+    ours = kept()
+    try:
+        torch.set_num_threads(threads)
+        theirs = kept()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))

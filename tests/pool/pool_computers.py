@@ -28,6 +28,7 @@ class Troubled:
         with Path(self.book).open("a") as book:
             book.write(f"{shard.number} {os.getpid()}\n")
         if shard.number in self.deadly:
+            time.sleep(0.3)  # until the word about the shard before has gone out
             os.kill(os.getpid(), signal.SIGSEGV)
         if shard.number in self.hungry:
             raise MemoryError("no room for the shard")

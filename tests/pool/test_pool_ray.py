@@ -92,7 +92,7 @@ class Pool:
 
 
 def test_every_shard_is_computed_once_by_processes_that_stay(tmp_path: Path) -> None:
-    pool = Pool(tmp_path, 30)
+    pool = Pool(tmp_path, 30, seconds=0.5)
     ended = pool.run()
     assert ended.reason is None and not ended.quarantined and not ended.unfinished
     assert pool.done() == pool.begun() == Counter(range(30))
@@ -146,7 +146,7 @@ def test_a_wish_to_stop_reaches_shards_that_are_being_computed(tmp_path: Path) -
             time.sleep(0.05)
         stop.request("SIGTERM")
 
-    asking = threading.Thread(target=ask)
+    asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     ended = pool.run(stop=stop)
     asking.join()
