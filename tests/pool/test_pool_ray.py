@@ -102,7 +102,7 @@ def test_every_shard_is_computed_once_by_processes_that_stay(tmp_path: Path) -> 
 
 
 def test_kill_9_of_a_worker(tmp_path: Path) -> None:
-    pool = Pool(tmp_path, 24, seconds=0.5)
+    pool = Pool(tmp_path, 24, seconds=1.0)
 
     def kill(event: Event) -> None:
         if isinstance(event, Done) and len(pool.of(Done)) == 5:
