@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import maehpc
 from maehpc.bench.figures import Part, Ratio, Report, figure
 from maehpc.bench.simulated import Machines, SimulatedCrew
-from maehpc.pool import Ended, Event, Joined, Schedule, Shard, Work, drive
+from maehpc.pool import Done, Ended, Event, Joined, Schedule, Shard, Work, drive
 from maehpc.progress import Progress
 
 COSTS = (1.0, 4.0, 0.5, 2.0)
@@ -159,9 +161,9 @@ def run_real(progress: Progress, workers: int, shards: int, seconds: float, repe
     """Brings Ray up on this machine and deals shards of which each takes exactly so many seconds of waiting.
 
     Returns:
-        A report whose `results` has `overhead_seconds_per_shard` (between two shards of one worker, median),
-        `overhead_of_5s_shard` (the part of a shard of five seconds that this would be), `bring_up_s`, `first_worker_s`
-        and `end_s`.
+        A report whose `results` has `overhead_seconds_per_shard` (mean between the ends of two shards of one worker,
+        less the shard's own time; median of the runs), `overhead_of_5s_shard` (the part of a shard of five seconds
+        that this would be), `bring_up_s`, `first_worker_s` and `end_s`.
     """
     from maehpc.pool.cluster import local_cluster
     from maehpc.pool.crew import RayCrew
@@ -175,13 +177,14 @@ def run_real(progress: Progress, workers: int, shards: int, seconds: float, repe
                 up.append(time.perf_counter() - begun)
                 crew = RayCrew(Spec("maehpc.pool.pretend:computer", {"seconds": seconds}), workers, lost=lost)
                 joined: list[float] = []
+                done: dict[str, list[float]] = {}
                 schedule = Schedule({"store": Work(tuple(Shard("store", number, 1) for number in range(shards)))})
-                drive(schedule, crew, watch=partial(_clocked, joined))
-                done = time.perf_counter()
+                drive(schedule, crew, watch=partial(_clocked, joined, done))
+                over_at = time.perf_counter()
                 first.append(joined[0] - begun)
-                # All workers are at work from the last one's coming to the end, and wait for each other nowhere.
-                over.append(max(0.0, (done - joined[-1]) * workers / shards - seconds))
-            end.append(time.perf_counter() - done)
+                gaps = [later - one for times in done.values() for one, later in pairwise(times)]
+                over.append(statistics.fmean(gaps) - seconds)
+            end.append(time.perf_counter() - over_at)
             bar.advance()
     figures = (
         figure("Ray comes up", "s", up),
@@ -204,9 +207,11 @@ def run_real(progress: Progress, workers: int, shards: int, seconds: float, repe
     return Report("pool", _around(), (Part("pool", conditions, figures, (ratio,)),), results)
 
 
-def _clocked(joined: list[float], event: Event) -> None:
+def _clocked(joined: list[float], done: dict[str, list[float]], event: Event) -> None:
     if isinstance(event, Joined):
         joined.append(time.perf_counter())
+    if isinstance(event, Done):
+        done.setdefault(event.worker, []).append(time.perf_counter())
 
 
 def _around() -> dict[str, Any]:

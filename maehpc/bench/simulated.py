@@ -57,7 +57,6 @@ class SimulatedCrew:
         self.now = 0.0
         self.failures = 0
         self.own_s = 0.0
-        self.busy_s = 0.0
         self._machines = machines
         self._mean = seconds_per_image
         self._seed = seed
@@ -153,7 +152,6 @@ class SimulatedCrew:
             return []
         shard = self._queues[worker].popleft()
         seconds = self.now - self._begun.pop(worker)
-        self.busy_s += seconds
         if self._queues[worker]:
             self._begin(worker)
         return [Done(worker, shard, seconds)]

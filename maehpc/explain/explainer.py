@@ -296,8 +296,12 @@ class Explainer:
     def _threads(self) -> int:
         if self._device.type != "cpu":
             return 1
-        room = int(psutil.virtual_memory().total / (2 * CPU_PASS_BYTES))
-        return max(1, min(torch.get_num_threads(), room))
+        return max(1, min(torch.get_num_threads(), passes_that_fit()))
+
+
+def passes_that_fit() -> int:
+    """Passes of the CPU that may be computed side by side in half of this host's memory."""
+    return int(psutil.virtual_memory().total / (2 * CPU_PASS_BYTES))
 
 
 def cut(

@@ -103,14 +103,13 @@ def watched(interval_s: float, look: Callable[[], object]) -> Iterator[None]:
 
 
 class _JobBar:
-    def __init__(self, line: Bar, pulse: Pulse, scale: int) -> None:
+    def __init__(self, line: Bar, pulse: Pulse) -> None:
         self._line = line
         self._pulse = pulse
-        self._scale = scale
 
     def advance(self, count: int = 1, **values: float) -> None:
         self._line.advance(count, **values)
-        self._pulse.advance(count * self._scale, values.get("loss"))
+        self._pulse.advance(count, values.get("loss"))
 
 
 class JobProgress(LineProgress):
@@ -132,8 +131,6 @@ class JobProgress(LineProgress):
     @contextmanager
     def _bar(self, description: str, total: int, done: int, images: int) -> Iterator[Bar]:
         stage, _, dataset = description.partition(" ")
-        # Ranks explain as many images each: rank 0's count stands for all of them.
-        unit, scale = ("image", images) if stage == "explain" else ("step", 1)
-        self._pulse.begin(stage, dataset or None, total * scale, done * scale, unit, images // scale)
+        self._pulse.begin(stage, dataset or None, total, done, "image" if stage == "explain" else "step", images)
         with super().bar(description, total, done, images) as line:
-            yield _JobBar(line, self._pulse, scale)
+            yield _JobBar(line, self._pulse)

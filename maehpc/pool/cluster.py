@@ -17,20 +17,20 @@ from maehpc.errors import RunError
 from maehpc.pool.host import HostSettings, adopt, environment, free_port, short_folder, start, sweep, write_token
 
 LOOPBACK = "127.0.0.2"
-"""This host, for itself alone. Ray takes the usual 127.0.0.1 for a wish to be told the outside address."""
+"""This host, by an address that no other reaches. Ray takes the usual 127.0.0.1 for a wish to be told the outside one,
+and listens on all of them whatever it is told; hence the token."""
 UP_WITHIN_S = 120.0
 """Seconds that Ray has to come up; a shared file system that is slow to give its libraries takes most of it."""
 END_WITHIN_S = 30.0
 
 
 @contextmanager
-def local_cluster(cpus: int, gpus: int = 0, dashboard: bool = False) -> Iterator[Callable[[], str | None]]:
+def local_cluster(cpus: int, gpus: int = 0) -> Iterator[Callable[[], str | None]]:
     """Ray on this machine alone, connected to for the length of the block.
 
     Args:
         cpus: workers that it may start at once.
         gpus: of this machine that they may use.
-        dashboard: whether Ray's own dashboard is started.
 
     Yields:
         A function that tells why the cluster is gone; None while it is there.
@@ -44,7 +44,7 @@ def local_cluster(cpus: int, gpus: int = 0, dashboard: bool = False) -> Iterator
     try:
         token = str(write_token(folder))
         port = free_port(LOOPBACK)
-        settings = HostSettings(mark, LOOPBACK, None, port, cpus, gpus, token, str(folder), dashboard=dashboard)
+        settings = HostSettings(mark, LOOPBACK, port, cpus, gpus, token, str(folder))
         process = start(settings)
         try:
             with connected(f"{LOOPBACK}:{port}", mark, token, process):
@@ -76,8 +76,11 @@ def connected(address: str, mark: str, token: str, head: subprocess.Popen[bytes]
 
     try:
         _await_head(address, head)
-        with _own_signals():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        try:
+            with _own_signals():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        except (RuntimeError, OSError, ray.exceptions.RayError) as error:
+            raise RunError(f"Ray did not come up at {address}: {' '.join(str(error).split())[:300]}") from error
         try:
             yield
         finally:
@@ -94,12 +97,15 @@ def _own_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # one that comes meanwhile waits for its own handler
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _await_head(address: str, head: subprocess.Popen[bytes]) -> None:

@@ -43,9 +43,9 @@ class Actor:
         self._computer = spec.make()
         self._stop = Stop()
 
-    def ready(self) -> dict[str, Any]:
-        """Where the worker is, once it can compute."""
-        return {"pid": os.getpid(), "host": os.uname().nodename}
+    def ready(self) -> int:
+        """The worker's process id, once it can compute."""
+        return os.getpid()
 
     def compute(self, shard: Shard) -> Answer:
         """One shard."""
@@ -61,7 +61,7 @@ class _Member:
     handle: Any
     born: Any
     calls: dict[Any, Shard] = field(default_factory=dict)
-    facts: dict[str, Any] | None = None
+    pid: int | None = None
 
 
 class RayCrew:
@@ -72,7 +72,6 @@ class RayCrew:
         workers: how many there shall be.
         gpus: of each; 0 where the CPU computes.
         warn: told each worker's warnings.
-        seconds_left: until all have to end.
         lost: why the cluster is gone, None while it is there. Ray itself takes a minute to say so, and says it by
             ending this process.
     """
@@ -83,7 +82,6 @@ class RayCrew:
         workers: int,
         gpus: int = 0,
         warn: Callable[[str], None] = lambda sentence: None,
-        seconds_left: Callable[[], float | None] = lambda: None,
         lost: Callable[[], str | None] = lambda: None,
     ) -> None:
         import ray
@@ -91,9 +89,8 @@ class RayCrew:
         self._ray: Any = ray
         self._spec = spec
         self._warn = warn
-        self._seconds_left = seconds_left
         self._cluster_lost = lost
-        self._births: list[float] = []
+        self._births: list[tuple[float, Any]] = []
         self._kind = self._ray.remote(
             num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1}
         )(Actor)
@@ -101,6 +98,7 @@ class RayCrew:
         self._refs: dict[Any, str] = {}
         self._named = 0
         self._stillborn = 0
+        self._last_death = ""
         self._stopped = False
         self._seen = time.monotonic()
         for _ in range(workers):
@@ -109,7 +107,7 @@ class RayCrew:
     @property
     def processes(self) -> dict[str, int]:
         """Process id of each worker that is ready."""
-        return {name: member.facts["pid"] for name, member in self._members.items() if member.facts}
+        return {name: member.pid for name, member in self._members.items() if member.pid}
 
     def hand(self, worker: str, shard: Shard) -> None:
         """Gives a worker a shard."""
@@ -119,8 +117,8 @@ class RayCrew:
         self._refs[ref] = worker
 
     def seconds_left(self, worker: str) -> float | None:
-        """Until all have to end."""
-        return self._seconds_left()
+        """They may take as long as they like."""
+        return None
 
     def stop(self, reason: str) -> None:
         """Asks all workers to give back what they hold."""
@@ -138,16 +136,18 @@ class RayCrew:
         why = self._cluster_lost()
         if why is not None:
             raise ClusterLostError(why)
-        while self._births and self._births[0] <= time.monotonic():
-            self._births.pop(0)
+        for birth in [birth for birth in self._births if birth[0] <= time.monotonic()]:
+            self._births.remove(birth)
+            if birth[1] is not None:  # out of reach, and maybe alive: it must neither go on nor keep its GPU
+                self._ray.kill(birth[1])
             self._bear()
-        if any(member.facts for member in self._members.values()):
+        if any(member.pid for member in self._members.values()):
             self._seen = time.monotonic()
         elif time.monotonic() - self._seen > ALONE_S:
             raise ClusterLostError(f"no worker was there for {ALONE_S:.0f} s")
         if not self._refs:
             if not self._members and not self._births:
-                raise RunError("no worker is left and none will come")
+                raise RunError(f"no worker is left and none will come: {self._last_death}")
             time.sleep(LOOK_S)
             return []
         ready, _ = self._ray.wait(list(self._refs), num_returns=1, timeout=LOOK_S)
@@ -167,7 +167,7 @@ class RayCrew:
         except self._ray.exceptions.RayError as error:
             return self._lost(worker, error)
         if ref == member.born:
-            member.facts = word
+            member.pid = word
             self._stillborn = 0
             return [Joined(worker)]
         shard = member.calls.pop(ref)
@@ -187,16 +187,16 @@ class RayCrew:
             self._refs.pop(ref, None)
         # Ray tells that it cannot reach a worker before it knows why. Where the head is gone it would not give us
         # another for a minute, and then end this process; in some seconds we know better.
-        unreachable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
-        ready = member.facts is not None
-        why = _reason(error)
+        unreachable = not isinstance(error, self._ray.exceptions.ActorDiedError)
+        ready = member.pid is not None
+        self._last_death = why = _reason(error)
         if not ready:
             self._stillborn += 1
             if self._stillborn >= STILLBORN and not self._members:
                 raise RunError(f"no worker comes up: {why}")
         if not self._stopped and self._stillborn < STILLBORN:
-            self._births.append(time.monotonic() + (UNREACHABLE_S if unreachable else 0.0))
-            self._births.sort()
+            now = time.monotonic()
+            self._births.append((now + UNREACHABLE_S, member.handle) if unreachable else (now, None))
         return [Left(worker, why)] if ready else []
 
     def _bear(self) -> None:

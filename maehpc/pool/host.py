@@ -36,7 +36,11 @@ MARK = "MAEHPC_POOL"
 LONGEST_FOLDER = 43
 """Bytes of the path of Ray's folder: the sockets in it get names that end at 107."""
 TOKEN_BYTES = 32
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Nothing large goes through Ray's object store."""
 _PR_SET_CHILD_SUBREAPER = 36
+_UNKILLABLE_S = 30.0
+"""Seconds that a killed process may take to go; one that waits for a file system that hangs takes for ever."""
 _GRACE_S = 1.0
 """Seconds that Ray's processes have to end by themselves."""
 
@@ -48,51 +52,38 @@ class HostSettings:
     Attributes:
         mark: of the cluster: who inherits it belongs to it.
         address: of this host, as a number, by which the others reach it.
-        head: HOST:PORT of the cluster's head; None where this is the head.
         port: where the head listens.
         cpus: that Ray may give away.
         gpus: that Ray may give away.
-        memory_bytes: of the object store, which nothing large goes through.
         token: file with the cluster's token.
-        folder: see `short_folder`; removed when the host ends. None: one is made.
-        dashboard: whether Ray's dashboard is started on the head, on this host's own interface.
+        folder: see `short_folder`; removed when the host ends.
     """
 
     mark: str
     address: str
-    head: str | None
     port: int
     cpus: int
     gpus: int
     token: str
-    folder: str | None = None
-    memory_bytes: int = 100 * 2**20
-    dashboard: bool = False
+    folder: str
 
     def words(self, folder: Path) -> list[str]:
         """The command that starts Ray and stays."""
-        words = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--log-style=record"),
-            *("--disable-usage-stats", "--include-log-monitor=false"),
+        return [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--log-style=record"),
+            *("--disable-usage-stats", "--include-log-monitor=false", "--include-dashboard=false"),
             f"--node-ip-address={self.address}",
             f"--num-cpus={self.cpus}",
             f"--num-gpus={self.gpus}",
-            f"--object-store-memory={self.memory_bytes}",
+            f"--object-store-memory={OBJECT_STORE_BYTES}",
             # Zero: any that is free. The defaults are fixed numbers, over which two clusters of one host would fight.
             *("--min-worker-port=0", "--max-worker-port=0", "--node-manager-port=0", "--object-manager-port=0"),
             *("--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0", "--runtime-env-agent-port=0"),
             "--metrics-export-port=0",
-        ]
-        if self.head is not None:
-            return [*words, f"--address={self.head}"]
-        words += [
-            "--head",
             f"--port={self.port}",
             f"--temp-dir={folder}",
             f"--ray-client-server-port={free_port(self.address)}",
         ]
-        words += [f"--include-dashboard={str(self.dashboard).lower()}", "--dashboard-host=127.0.0.1"]
-        return [*words, "--dashboard-port=0"] if self.dashboard else words
 
 
 def environment(mark: str, token: str, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -183,8 +174,14 @@ def sweep(mark: str, spare: frozenset[int] = frozenset(), grace_s: float = _GRAC
         grace_s: seconds between the two.
     """
     deadline = time.monotonic() + grace_s
+    patience = deadline + _UNKILLABLE_S
     asked: set[int] = set()
     while alive := {pid for pid in marked(mark) if pid not in spare and not _gone(pid)}:
+        if time.monotonic() >= patience:
+            print(
+                f"maehpc: of Ray's processes {sorted(alive)} cannot be ended; see what they wait for", file=sys.stderr
+            )
+            return
         late = time.monotonic() >= deadline
         for pid in alive if late else alive - asked:
             with suppress(ProcessLookupError):
@@ -214,7 +211,7 @@ def run(settings: HostSettings) -> int:
         Ray's exit code where it ended by itself, else 0.
     """
     adopt()
-    folder = Path(settings.folder) if settings.folder else short_folder()
+    folder = Path(settings.folder)
     asked = False
 
     def ask(number: int, frame: object) -> None:
@@ -247,15 +244,21 @@ def run(settings: HostSettings) -> int:
 
 def start(settings: HostSettings) -> subprocess.Popen[bytes]:
     """Starts this module in a process of its own; it ends with Ray as soon as its standard input is closed."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "maehpc.pool.host", json.dumps(asdict(settings))],
+    process = subprocess.Popen(
+        [sys.executable, "-m", "maehpc.pool.host"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=environment(settings.mark, settings.token, os.environ),
         start_new_session=True,  # what ends a terminal's or a launcher's process group must leave it time to tidy up
     )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it has ended already, and says why
+        # Everybody on this host can read command lines, and Ray's port is free for some seconds more.
+        process.stdin.write(json.dumps(asdict(settings)).encode() + b"\n")
+        process.stdin.flush()
+    return process
 
 
 if __name__ == "__main__":
-    sys.exit(run(HostSettings(**json.loads(sys.argv[1]))))
+    sys.exit(run(HostSettings(**json.loads(sys.stdin.buffer.readline()))))

@@ -22,6 +22,10 @@ AHEAD = 2
 DEATHS = 3
 """Ends of workers after which the shard that they had in hand is not dealt again."""
 
+HOPELESS = 3
+"""Shards given up, with none done, after which it is not the shards' fault: nothing more is dealt."""
+NONE_CAN_BE = "no shard at all could be computed"
+
 
 @dataclass(frozen=True, order=True)
 class Shard:
@@ -72,6 +76,7 @@ class Schedule:
         self._hands: dict[str, deque[Shard]] = {}
         self._left = sum(len(part.shards) for part in work.values())
         self._queued = self._left
+        self._done = 0
         self._ends: dict[Shard, list[str]] = {}
         self.quarantined: dict[Shard, str] = {}
         self.closed: str | None = None
@@ -118,16 +123,14 @@ class Schedule:
             return None
         if len(hand) >= self._ahead or (hand and self._queued <= len(self._hands)):
             return None
-        label = max(
-            (label for label, queue in self._waiting.items() if queue),
-            key=lambda label: self.durations.expected_s(label, self._waiting[label][0][2].images),
-        )
-        shard = self._waiting[label][0][2]
+        first = (queue[0][2] for queue in self._waiting.values() if queue)
         if seconds_left is not None:
-            before = sum(self.durations.slow_s(other.store, other.images) for other in hand)
-            if before + self.durations.slow_s(label, shard.images) > seconds_left:
-                return None
-        heapq.heappop(self._waiting[label])
+            left = seconds_left - sum(self._slow_s(other) for other in hand)
+            first = (shard for shard in first if self._slow_s(shard) <= left)
+        shard = max(first, key=lambda shard: self.durations.expected_s(shard.store, shard.images), default=None)
+        if shard is None:
+            return None
+        heapq.heappop(self._waiting[shard.store])
         self._queued -= 1
         hand.append(shard)
         return shard
@@ -135,6 +138,7 @@ class Schedule:
     def done(self, worker: str, shard: Shard, seconds: float) -> None:
         """A worker has finished and recorded a shard, after so many seconds of work on it."""
         self._hands[worker].remove(shard)
+        self._done += 1
         self._left -= 1
         self._ends.pop(shard, None)
         self.durations.measured(shard.store, shard.images, seconds)
@@ -167,6 +171,9 @@ class Schedule:
         waiting = [entry[2] for queue in self._waiting.values() for entry in queue]
         return sorted([*waiting, *(shard for hand in self._hands.values() for shard in hand)])
 
+    def _slow_s(self, shard: Shard) -> float:
+        return self.durations.slow_s(shard.store, shard.images)
+
     def _queue(self, shard: Shard) -> None:
         heapq.heappush(self._waiting[shard.store], _queued(shard))
         self._queued += 1
@@ -180,6 +187,8 @@ class Schedule:
         del self._ends[shard]
         self._left -= 1
         self.quarantined[shard] = reason
+        if not self._done and len(self.quarantined) >= HOPELESS:
+            self.close(NONE_CAN_BE)
 
 
 def _queued(shard: Shard) -> tuple[int, int, Shard]:

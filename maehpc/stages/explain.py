@@ -30,7 +30,8 @@ def explain(context: Context, dataset: str) -> dict[str, Any]:
         if not missing:
             context.progress.say(f"{ready.label}: already done")
         ours = missing[world.rank :: world.size]
-        world.together(lambda: write_shards(context, store, ours, ready), context.stop)
+        whole = sum(len(store.images(shard)) for shard in missing)
+        world.together(lambda: write_shards(context, store, ours, whole, ready), context.stop)
         return told(context, ready, len(missing))
 
 
@@ -45,20 +46,32 @@ def told(context: Context, ready: Prepared, computed: int) -> dict[str, Any]:
     }
 
 
-def write_shards(context: Context, store: MapStore, shards: list[int], ready: Prepared) -> None:
+def write_shards(context: Context, store: MapStore, shards: list[int], whole: int, ready: Prepared) -> None:
     """Computes and records shards, one after the other.
+
+    Args:
+        context: of the run.
+        store: that they belong to.
+        shards: of this rank.
+        whole: images that all ranks have to explain.
+        ready: what explains them.
 
     Raises:
         RunError: the disk refused, or a newer attempt took over.
         Interrupted: somebody wanted to stop, between two batches.
     """
-    world = context.world
-    images = sum(len(store.images(shard)) for shard in shards)
-    # A rank tells of its own part, and of all ranks' speed by it.
-    total = max(images, -(-store.layout.images // world.size))
-    with context.progress.bar(ready.label, total, total - images, world.size) as bar:
+    own = sum(len(store.images(shard)) for shard in shards)
+    total, done = store.layout.images, 0
+    with context.progress.bar(ready.label, total, total - whole) as bar:
+
+        def advance(images: int) -> None:
+            """Ranks come forward together: a part of this one's images stands for that part of all ranks'."""
+            nonlocal done
+            done += images
+            bar.advance(done * whole // own - (done - images) * whole // own)
+
         for shard in shards:
-            arrays = ready.compute(store.images(shard), context.stop, bar.advance, context.progress.warn)
+            arrays = ready.compute(store.images(shard), context.stop, advance, context.progress.warn)
             store.write_shard(shard, arrays)
 
 

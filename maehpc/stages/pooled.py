@@ -17,10 +17,12 @@ from maehpc.data import dataset_name
 from maehpc.devices import choose_device
 from maehpc.errors import InputError, Interrupted, RunError
 from maehpc.experiment import Experiment
+from maehpc.explain.explainer import passes_that_fit
 from maehpc.interruption import Stop
 from maehpc.maps import MapStore
 from maehpc.ownership import Owner
 from maehpc.pool import Done, Ended, Event, Failed, Left, Schedule, Shard, Work, drive
+from maehpc.pool.schedule import NONE_CAN_BE
 from maehpc.pool.worker import Spec
 from maehpc.progress import Bar, Silent
 from maehpc.recipes import Recipe
@@ -28,6 +30,8 @@ from maehpc.stages.context import Context
 from maehpc.stages.explain import open_store, told
 from maehpc.stages.explanations import NAME, Prepared, prepared
 
+KEPT = 2
+"""Data sets whose model and images a worker keeps: the schedule leaves one for another and seldom comes back."""
 _NAMED = 5
 """Shards that a sentence names."""
 
@@ -47,7 +51,7 @@ def explain_pooled(context: Context, workers: int) -> dict[str, dict[str, Any]]:
         RunError: shards were given up, the disk refused, or a newer attempt took over.
         Interrupted: somebody wanted to stop; shards that were not finished are computed again.
     """
-    gpus = _gpus(context, workers)
+    gpus = gpus_each(context.device, workers)
     recipe = context.recipe
     with ExitStack() as until_end:
         stores: dict[str, MapStore] = {}
@@ -60,23 +64,31 @@ def explain_pooled(context: Context, workers: int) -> dict[str, dict[str, Any]]:
                 store = until_end.enter_context(open_store(context, ready))
                 missing = store.missing(deep=True)
                 records[dataset] = told(context, ready, len(missing))
+                name = ready.name
             if not missing:
-                context.progress.say(f"{ready.label}: already done")
+                context.progress.say(f"{NAME} {name}: already done")
                 continue
             assert store.owner is not None
-            stores[ready.name], owners[ready.name] = store, store.owner.attempt
-            work[ready.name] = Work(tuple(Shard(ready.name, shard, len(store.images(shard))) for shard in missing))
+            stores[name], owners[name] = store, store.owner.attempt
+            work[name] = Work(tuple(Shard(name, shard, len(store.images(shard))) for shard in missing))
+        del ready  # the pool may run for days, and its workers need the memory
         if not work:
             return records
-        threads = max(1, torch.get_num_threads() // workers)
+        # Each thread computes a pass of its own, and all workers share the memory of the host.
+        threads = max(1, min(torch.get_num_threads(), passes_that_fit()) // workers)
         spec = Spec("maehpc.stages.pooled:computer", _arguments(context, owners, threads))
         watch = _Watch(context, stores, work, until_end)
         _raise_unless_whole(_driven(context, spec, Schedule(work), watch, workers, gpus))
         return records
 
 
-def _gpus(context: Context, workers: int) -> int:
-    if context.device.type != "cuda":
+def gpus_each(device: torch.device, workers: int) -> int:
+    """GPUs that each worker takes.
+
+    Raises:
+        InputError: there are fewer than workers.
+    """
+    if device.type != "cuda":
         return 0
     seen = torch.cuda.device_count()
     if workers > seen:
@@ -137,20 +149,20 @@ class _Watch:
 
 
 def _raise_unless_whole(ended: Ended) -> None:
-    if ended.reason is not None:
+    if ended.reason not in (None, NONE_CAN_BE):
         raise Interrupted(NAME, ended.reason)  # what was given up is tried again when the work goes on
     if ended.quarantined:
         named = [f"shard {one.number} of {one.store} ({why})" for one, why in sorted(ended.quarantined.items())]
         more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
         raise RunError(
             f"{len(named)} of the shards failed, or ended their worker, each time they were tried and were given up: "
-            f"{', '.join(named[:_NAMED])}{more}; all others are saved, and the same command tries these again"
+            f"{', '.join(named[:_NAMED])}{more}; what else was computed is saved, and the same command goes on"
         )
 
 
 @dataclass
 class Explaining:
-    """A worker's computer: keeps what it has prepared.
+    """A worker's computer: keeps what it has prepared, for the data sets that it met last.
 
     Attributes:
         context: of this worker, which is told to nobody.
@@ -164,8 +176,7 @@ class Explaining:
 
     def __post_init__(self) -> None:
         self._datasets = {dataset_name(dataset): dataset for dataset in self.context.recipe.datasets}
-        self._open = ExitStack()
-        self._kept: dict[str, tuple[Prepared, MapStore]] = {}
+        self._kept: dict[str, tuple[Prepared, MapStore, ExitStack]] = {}
 
     def compute(self, shard: Shard, stop: Stop) -> list[str]:
         """Computes and records one shard; see `maehpc.pool.worker.Computer`."""
@@ -178,11 +189,21 @@ class Explaining:
 
     def _ready(self, name: str) -> tuple[Prepared, MapStore]:
         if name not in self._kept:
-            ready = self._open.enter_context(prepared(self.context, self._datasets[name]))
-            ledger = self.context.experiment.ledger(name)
-            store = MapStore.open(self.context.experiment.maps(name), ledger, Owner(ledger, self.owners[name]))
-            self._kept[name] = ready, store
-        return self._kept[name]
+            while len(self._kept) >= KEPT:
+                self._forget(next(iter(self._kept)))
+            with ExitStack() as until_forgotten:
+                ready = until_forgotten.enter_context(prepared(self.context, self._datasets[name]))
+                ledger = self.context.experiment.ledger(name)
+                store = MapStore.open(self.context.experiment.maps(name), ledger, Owner(ledger, self.owners[name]))
+                self._kept[name] = ready, store, until_forgotten.pop_all()
+        self._kept[name] = self._kept.pop(name)  # the one used last stands at the end
+        ready, store, _ = self._kept[name]
+        return ready, store
+
+    def _forget(self, name: str) -> None:
+        self._kept.pop(name)[2].close()
+        if self.context.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def computer(

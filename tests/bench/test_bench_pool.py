@@ -103,8 +103,8 @@ def test_a_thousand_gpus_are_within_three_percent() -> None:
 
 @pytest.mark.slow
 def test_real_workers_are_measured() -> None:
-    record = run_real(Silent(), workers=2, shards=20, seconds=0.05, repeats=1).as_json()
+    record = run_real(Silent(), workers=2, shards=60, seconds=0.1, repeats=1).as_json()
     assert record["simulated"] is False and record["workers"] == 2
-    assert 0 <= record["overhead_seconds_per_shard"] < 1
+    assert 0 < record["overhead_seconds_per_shard"] < 1
     assert record["overhead_of_5s_shard"] == pytest.approx(record["overhead_seconds_per_shard"] / 5)
     assert 0 < record["bring_up_s"] < record["first_worker_s"] and record["end_s"] > 0

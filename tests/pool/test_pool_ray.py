@@ -209,28 +209,26 @@ def test_two_clusters_of_one_host_do_not_meet(tmp_path: Path) -> None:
     assert not ended.unfinished and pool.done() == Counter(range(20))
 
 
-def test_who_has_no_token_gets_nothing(tmp_path: Path) -> None:
-    stranger = (
-        "import os, ray\n"
-        "os.environ['RAY_AUTH_MODE'] = 'token'\n"
-        "os.environ['RAY_AUTH_TOKEN'] = 'f' * 64\n"
-        "ray.init(address=os.environ['ADDRESS'], log_to_driver=False)\n"
-        "print('let in', ray.cluster_resources())\n"
-    )
+def test_who_has_no_token_gets_nothing() -> None:
+    stranger = "import os, ray; ray.init(address=os.environ['ADDRESS']); print('let in', ray.cluster_resources())"
+
+    def asks(**variables: str) -> subprocess.CompletedProcess[str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MAEHPC_POOL"))}
+        words = [sys.executable, "-c", stranger]
+        environment = {**kept, "ADDRESS": address, **variables}
+        return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
     with local_cluster(1):
         import ray
 
-        context = ray.get_runtime_context()
+        address = ray.get_runtime_context().gcs_address
         token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
         assert token.stat().st_mode & 0o777 == 0o600 and token.parent.stat().st_mode & 0o777 == 0o700
-        assert len(token.read_text()) == 64
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MAEHPC_POOL"))
-        }
-        environment["ADDRESS"] = context.gcs_address
-        words = [sys.executable, "-c", stranger]
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode != 0 and "let in" not in done.stdout
+        wrong = asks(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 64)
+        right = asks(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token.read_text())
+    assert right.returncode == 0 and "let in" in right.stdout, right.stderr
+    assert wrong.returncode != 0 and "let in" not in wrong.stdout
+    assert "InvalidAuthToken" in wrong.stderr, wrong.stderr
     assert "RAY_AUTH_TOKEN_PATH" not in os.environ, "the environment is as it was"
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from maehpc.pool import Schedule, Shard, Work
+from maehpc.pool.schedule import NONE_CAN_BE
 
 
 def shards(store: str, count: int, images: int = 8, last: int | None = None) -> tuple[Shard, ...]:
@@ -109,6 +110,31 @@ def test_a_shard_that_would_not_be_done_in_time_is_not_dealt() -> None:
     assert schedule.deal("a", seconds_left=9.0) is not None
     assert schedule.deal("a", seconds_left=17.9) is None, "it would begin when the first is done"
     assert schedule.deal("a", seconds_left=18.1) is not None
+
+
+def test_where_the_longest_would_not_be_done_in_time_a_shorter_one_is_dealt() -> None:
+    schedule = two_stores()
+    schedule.join("a")
+    schedule.durations.measured("large", 8, 10.0)
+    schedule.durations.measured("small", 8, 1.0)
+    assert schedule.deal("a", seconds_left=5.0) == Shard("small", 0, 8)
+
+
+def test_where_nothing_can_be_computed_not_everything_is_tried() -> None:
+    schedule = Schedule({"store": Work(shards("store", 100))}, deaths=1)
+    schedule.join("a")
+    for _ in range(3):
+        shard = schedule.deal("a")
+        assert shard is not None
+        schedule.failed("a", shard, "there is no such model")
+    assert schedule.closed == NONE_CAN_BE and schedule.deal("a") is None and schedule.over
+    other = Schedule({"store": Work(shards("store", 100))}, deaths=1)
+    other.join("a")
+    for place in range(20):
+        shard = other.deal("a")
+        assert shard is not None
+        other.done("a", shard, 1.0) if place == 0 else other.failed("a", shard, "odd")
+    assert other.closed is None
 
 
 def test_nothing_is_dealt_once_closed() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import begun_world, in_world, tiny_context, wait_for, world_killed_when
@@ -15,6 +17,7 @@ from maehpc import files
 from maehpc.errors import InputError, Interrupted, RunError
 from maehpc.interruption import Stop
 from maehpc.ownership import own
+from maehpc.progress import Silent
 from maehpc.stages.begin import begin
 from maehpc.stages.context import Context
 from maehpc.stages.explain import explain
@@ -179,3 +182,41 @@ def test_a_divergence_is_told_on_every_rank(tmp_path: Path) -> None:
 
     in_world(3, work)
     assert not (context.experiment.stage("pretrain", "digits") / "done.json").exists()
+
+
+class Counted(Silent):
+    """Keeps what each bar was told."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    @contextmanager
+    def bar(self, description: str, total: int, done: int = 0, images: int = 1) -> Iterator[Any]:
+        counted = [done]
+
+        class Told:
+            def advance(self, count: int = 1, **values: float) -> None:
+                counted[0] += count
+
+        yield Told()
+        self.file.write_text(json.dumps([total, done, counted[0], images]))
+
+
+@pytest.mark.parametrize(("size", "shards"), [(2, 3), (4, 3), (2, 1)])
+def test_progress_tells_of_all_images_however_they_are_shared(
+    size: int, shards: int, finished: Context, tmp_path: Path
+) -> None:
+    """20 images in shards of 8, of which rank 0 has 12, or 8, or all that is missing."""
+    shared = unexplained(finished, tmp_path)
+    if shards == 1:
+        explain(shared, "digits")
+        (shared.experiment.ledger("digits") / "shard-00001.json").unlink()
+
+    def work(world: World) -> None:
+        progress = Counted(tmp_path / f"told-{world.rank}")
+        explain(replace(shared, world=world, progress=progress), "digits")
+
+    in_world(size, work)
+    total, done, counted, images = json.loads((tmp_path / "told-0").read_text())
+    assert (total, done, images) == (20, 0 if shards == 3 else 12, 1)
+    assert counted == total
