@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 
@@ -10,8 +11,11 @@ import pytest
 from launch_jobs import new_job
 from mini_cluster import SPARE, Mini, running
 from real_jobs import Real, real_jobs
+from submit_jobs import place, queued, request
 
+from maehpc.errors import InputError
 from maehpc.launch import slurm
+from maehpc.launch.chain import carry_out
 from maehpc.launch.status import read
 
 pytestmark = pytest.mark.slow
@@ -34,6 +38,24 @@ def until(true: Callable[[], object], seconds: float) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.2)
+
+
+def test_a_quota_that_slurm_enforces_takes_the_chain_back(counted: Mini, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two jobs may be submitted at once; a pipeline needs four."""
+    with place(counted, monkeypatch) as folder:
+        for words in (["account", "lab"], ["user", "root", "account=lab", "maxsubmitjobs=2"]):
+            subprocess.run(["sacctmgr", "--immediate", "add", *words], check=True, capture_output=True, timeout=60)
+        counted.stop_controller()
+        configuration = counted.state / "slurm.conf"
+        configuration.write_text(f"{configuration.read_text()}\nAccountingStorageEnforce=limits\n")
+        counted.start_controller()
+        profile = {"account": "lab"}
+        with pytest.raises(InputError, match="quota of submitted jobs") as refused:
+            carry_out(request(folder / "results", stage="pipeline", profile=profile))
+        assert "AssocMaxSubmitJobLimit" in str(refused.value)
+        assert not (folder / "results").exists() and slurm.queue() == []
+        carry_out(request(folder / "results", profile=profile))
+        assert len(queued(folder)) == 1, "one job is within the quota"
 
 
 def test_an_end_that_slurm_has_forgotten_is_told_by_the_accounting(real: Real, counted: Mini) -> None:
