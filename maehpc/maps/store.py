@@ -82,8 +82,7 @@ class MapStore:
         owner.still_owner()
         files.require_writable(ledger)
         files.require_writable(path)
-        for folder in [ledger, path, *(entry for entry in path.rglob("*") if entry.is_dir())]:
-            files.remove_partials(folder)
+        remove_leftovers(path, ledger)
 
         if earlier is None or _damaged(path, earlier.files):
             content = codec.fixed_files(layout)
@@ -117,6 +116,17 @@ class MapStore:
                 raise InputError(f"{path / name} {state}; run explain again to write it anew")
             metadata[name] = data
         return cls(path, book, record, metadata, owner)
+
+    def tidy(self) -> None:
+        """Deletes what writers left that were killed; the caller owns the store, and nobody writes it any more.
+
+        Raises:
+            RunError: something cannot be deleted, or a newer attempt owns the store.
+        """
+        if self._owner is None:
+            raise ValueError(f"{self.path} was opened without an owner: for reading alone")
+        self._owner.still_owner()
+        remove_leftovers(self.path, self._ledger.folder)
 
     @property
     def layout(self) -> StoreLayout:
@@ -230,6 +240,12 @@ class MapStore:
     def _whole(self, shard: int, deep: bool) -> bool:
         record = self._shard_record(shard)
         return record is not None and not _damaged(self.path, record.files, deep)
+
+
+def remove_leftovers(path: Path, ledger: Path) -> None:
+    """Deletes temporary files of a store and its ledger; the caller owns both."""
+    for folder in [ledger, path, *(entry for entry in path.rglob("*") if entry.is_dir())]:
+        files.remove_partials(folder)
 
 
 def _damaged(root: Path, records: Mapping[str, FileRecord], deep: bool = True) -> list[str]:

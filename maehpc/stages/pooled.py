@@ -78,7 +78,10 @@ def explain_pooled(context: Context, workers: int) -> dict[str, dict[str, Any]]:
         threads = max(1, min(torch.get_num_threads(), passes_that_fit()) // workers)
         spec = Spec("maehpc.stages.pooled:computer", _arguments(context, owners, threads))
         watch = _Watch(context, stores, work, until_end)
-        _raise_unless_whole(_driven(context, spec, Schedule(work), watch, workers, gpus))
+        ended = _driven(context, spec, Schedule(work), watch, workers, gpus)
+        for store in stores.values():
+            store.tidy()  # workers are gone now, and some may have been killed while they wrote
+        _raise_unless_whole(ended)
         return records
 
 
