@@ -22,7 +22,7 @@ from maehpc.bench.case import CHANNELS, CLASSES, HEAD, Case, Subject, make_subje
 from maehpc.bench.figures import Part, Ratio, Report, figure, surroundings
 from maehpc.bench.memory import Memory, Spec
 from maehpc.bench.peers import Captum
-from maehpc.devices import choose_device, make_reproducible
+from maehpc.devices import choose_device, settle
 from maehpc.errors import InputError
 from maehpc.explain import Explainer, Explanation
 from maehpc.explain.precision import PRODUCTS, in_precision
@@ -145,7 +145,7 @@ def run(
     check(case, methods)
     effort = effort or Effort()
     device, threads = choose_device(case.device), torch.get_num_threads()
-    make_reproducible(device)  # as the stage does
+    settle(device)  # as the stage does
     around = surroundings(device)
     subject = make_subject(case)
     ours = {name: subject.explainer(several) for name, several in variants(methods).items()}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maehpc.data import Pack, dataset_name
-from maehpc.devices import make_reproducible
+from maehpc.devices import settle
 from maehpc.errors import InputError, Interrupted
 from maehpc.explain import Explainer, Explanation, NoiseKey
 from maehpc.explain.methods import Method
@@ -92,7 +92,7 @@ def prepared(context: Context, dataset: str) -> Iterator[Prepared]:
     Raises:
         InputError: no classifier, or wrong settings.
     """
-    make_reproducible(context.device)
+    settle(context.device)
     recipe, name, world = context.recipe, dataset_name(dataset), context.world
     classifier_path, classifier_digest = finished_classifier(context, name)
     with open_pack(context, dataset) as pack:

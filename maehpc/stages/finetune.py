@@ -7,7 +7,7 @@ from typing import Any
 
 from maehpc import files
 from maehpc.data import Pack, dataset_name
-from maehpc.devices import make_reproducible
+from maehpc.devices import settle
 from maehpc.errors import InputError
 from maehpc.models import Classifier, build_classifier, head_counts, load_encoder, save_weights
 from maehpc.recipes import EncoderSettings
@@ -64,7 +64,7 @@ def finetune(context: Context, dataset: str) -> dict[str, Any]:
         RunError: the loss is not finite, or the disk refused.
         Interrupted: somebody wanted to stop.
     """
-    make_reproducible(context.device)
+    settle(context.device)
     recipe, name, world = context.recipe, dataset_name(dataset), context.world
     weights, identity = first_weights(context, dataset)
     with open_pack(context, dataset) as pack:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from maehpc import files, keys
 from maehpc.data import Pack, dataset_name
-from maehpc.devices import make_reproducible
+from maehpc.devices import settle
 from maehpc.errors import InputError
 from maehpc.models import (
     MaskedAutoencoder,
@@ -42,7 +42,7 @@ def pretrain(context: Context, dataset: str) -> dict[str, Any]:
         RunError: the loss is not finite, or the disk refused.
         Interrupted: somebody wanted to stop.
     """
-    make_reproducible(context.device)
+    settle(context.device)
     recipe, name, world = context.recipe, dataset_name(dataset), context.world
     with open_pack(context, dataset) as pack:
         inputs = {

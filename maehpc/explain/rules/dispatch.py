@@ -20,6 +20,7 @@ from maehpc.errors import InputError
 from maehpc.explain.rules import elementwise as functions
 from maehpc.explain.rules.attention import attention
 from maehpc.explain.rules.elementwise import Activation, elementwise
+from maehpc.explain.rules.linear import linear
 from maehpc.explain.rules.norm import norm
 from maehpc.explain.rules.product import product, softmax
 from maehpc.explain.rules.tape import Tape
@@ -242,7 +243,7 @@ def _linear(tape: Tape, input: Tensor, weight: Tensor, bias: Tensor | None = Non
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         raise _UnruledError
     if tape.products is None:
-        return F.linear(input, weight, bias)
+        return linear(input, weight, bias)
     low = tape.products
     return F.linear(input.to(low), weight.to(low), None if bias is None else bias.to(low)).to(input.dtype)
 
