@@ -94,14 +94,24 @@ class Study:
 
     def submit(self, *words: str, stage: str = "pretrain", check: bool = True) -> subprocess.CompletedProcess[str]:
         """`maehpc submit STAGE`, with the study's recipe and profile."""
-        self.results.mkdir(parents=True, exist_ok=True)
-        settings = {**SETTINGS, "datasets": ["digits"], "pretrain": {**PRETRAIN, **self.pretrain}, **self.settings}
-        recipe = self.results.parent / f"{self.name}-recipe.yaml"
-        recipe.write_text(yaml.safe_dump(settings))
+        recipe = self.recipe()
         profile = self.results.parent / f"{self.name}-profile.yaml"
         profile.write_text(yaml.safe_dump({**PROFILE, **self.profile}))
         options = ("--recipe", str(recipe), "--cluster", str(profile), "--name", self.name)
         return self.maehpc("submit", stage, *options, "--results", str(self.results), *words, check=check)
+
+    def run(self, stage: str) -> None:
+        """`maehpc run STAGE` on this machine, by one thread."""
+        options = ("--recipe", str(self.recipe()), "--name", self.name, "--results", str(self.results))
+        self.maehpc("run", stage, *options, "--threads", "1", seconds=300)
+
+    def recipe(self) -> Path:
+        """The study's recipe, written to a file."""
+        self.results.mkdir(parents=True, exist_ok=True)
+        settings = {**SETTINGS, "datasets": ["digits"], "pretrain": {**PRETRAIN, **self.pretrain}, **self.settings}
+        path = self.results.parent / f"{self.name}-recipe.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        return path
 
     @property
     def job(self) -> JobFolder:

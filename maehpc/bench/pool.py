@@ -165,7 +165,7 @@ def run_real(progress: Progress, workers: int, shards: int, seconds: float, repe
         less the shard's own time; median of the runs), `overhead_of_5s_shard` (the part of a shard of five seconds
         that this would be), `bring_up_s`, `first_worker_s` and `end_s`.
     """
-    from maehpc.pool.cluster import local_cluster
+    from maehpc.pool.cluster import cluster
     from maehpc.pool.crew import RayCrew
     from maehpc.pool.worker import Spec
 
@@ -173,7 +173,7 @@ def run_real(progress: Progress, workers: int, shards: int, seconds: float, repe
     with progress.bar("pool", repeats, images=0) as bar:
         for _ in range(repeats):
             begun = time.perf_counter()
-            with local_cluster(workers) as lost:
+            with cluster(workers) as lost:
                 up.append(time.perf_counter() - begun)
                 crew = RayCrew(Spec("maehpc.pool.pretend:computer", {"seconds": seconds}), workers, lost=lost)
                 joined: list[float] = []

@@ -91,7 +91,7 @@ def _run(
     from maehpc.stages.context import Context
     from maehpc.stages.guard import out_of_memory_told
     from maehpc.stages.pipeline import run_stages, stages_of
-    from maehpc.stages.pooled import gpus_each
+    from maehpc.stages.pooled import local_fleet
     from maehpc.stages.preflight import check
     from maehpc.stages.provenance import recorded_threads
 
@@ -108,10 +108,9 @@ def _run(
     if workers > 1 and "explain" not in names:
         raise InputError(f"--workers {workers}: {wanted.stage} is computed by one process; leave the option out")
     check(context, names)
-    if workers > 1:
-        gpus_each(computing_device, workers)
+    fleet = local_fleet(computing_device, workers) if workers > 1 else None
     with begin(context, sys.argv[1:], names), out_of_memory_told():
-        records = run_stages(context, names, workers)
+        records = run_stages(context, names, fleet)
     if wanted.stage == "pipeline":
         print_summary(aggregate(experiment.root, progress=progress), as_json)
     elif as_json:

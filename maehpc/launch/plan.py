@@ -21,6 +21,8 @@ from maehpc.recipes import Recipe
 
 MOST_MEMBERS = 1000
 """Of a sweep; Slurm's own default for the size of an array is 1001."""
+EXPLAIN = "explain"
+"""The stage that several hosts compute as a pool."""
 REPORT = "report"
 """The stage that aggregates a finished pipeline."""
 REPORT_MIN = 60
@@ -156,6 +158,12 @@ def _record(request: Request, stage: str, member: Member, code: Snapshot) -> Job
                 "time_min": min(profile.time_min, REPORT_MIN),
             }
         )
+    workers = 0
+    if stage == EXPLAIN and isinstance(profile, SlurmProfile) and profile.nodes * profile.ranks_per_node > 1:
+        # One task a host keeps a part of the pool there, and needs what its ranks would have had together.
+        workers = profile.ranks_per_node
+        cpus = profile.cpus_per_task and profile.cpus_per_task * workers
+        profile = profile.model_copy(update={"tasks_per_node": 1, "cpus_per_task": cpus})
     if isinstance(profile, SlurmProfile):
         nodes, tasks, time_min = profile.nodes, profile.ranks_per_node, profile.time_min
         python = profile.python or (None if profile.container else sys.executable)
@@ -173,6 +181,7 @@ def _record(request: Request, stage: str, member: Member, code: Snapshot) -> Job
         profile_name=request.profile_name,
         nodes=nodes,
         tasks_per_node=tasks,
+        workers_per_node=workers,
         time_min=time_min,
         code=str(code.path),
         code_digest=code.digest,

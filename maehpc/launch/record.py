@@ -61,6 +61,7 @@ class JobRecord(_Record):
         profile_name: as given on the command line.
         nodes: hosts.
         tasks_per_node: ranks a host; one a GPU.
+        workers_per_node: of the pool that explains, a host; 0 where ranks compute by themselves.
         time_min: wall time asked for, minutes.
         code: absolute path of the snapshot that runs.
         code_digest: of the snapshot's files.
@@ -81,6 +82,7 @@ class JobRecord(_Record):
     profile_name: str
     nodes: int
     tasks_per_node: int
+    workers_per_node: int = 0
     time_min: int
     code: str
     code_digest: str

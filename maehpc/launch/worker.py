@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from maehpc.launch.signals import take_signals
 
 if TYPE_CHECKING:
     from maehpc.stages.context import Context
+    from maehpc.stages.pooled import Fleet
 
 LOCAL_RESTART = 144
 """With this exit code submitit's local controller starts the tasks again."""
@@ -93,18 +94,19 @@ def _threads(profile: Profile, seat: Seat, recorded: int | None) -> int:
 def _context(
     job: JobFolder, record: JobRecord, seat: Seat, attempt: int, pulse: Pulse, stop: Stop
 ) -> Iterator[Context]:
+    """What the stage is given; where a pool computes, one rank of the job computes with it and meets no others."""
     from maehpc.devices import choose_device, set_threads
     from maehpc.experiment import Experiment
     from maehpc.recipes import Recipe
     from maehpc.stages.context import Context
     from maehpc.stages.provenance import recorded_threads
-    from maehpc.training.distributed import World, join
+    from maehpc.training.distributed import ALONE, World, join
 
     profile = parse_profile(record.profile)
     experiment = Experiment(Path(record.results) / record.experiment)
     set_threads(_threads(profile, seat, recorded_threads(experiment.provenance)))
     device = choose_device(profile.device, seat.local_rank)
-    world = World(seat.rank, seat.size, seat.local_rank)
+    world = ALONE if record.workers_per_node else World(seat.rank, seat.size, seat.local_rank)
     progress = JobProgress(pulse, quiet=seat.rank > 0)
     if device.type == "cpu" and isinstance(profile, SlurmProfile) and profile.gpus_per_node and seat.rank == 0:
         progress.warn(f"gpus_per_node is {profile.gpus_per_node}, and PyTorch sees no GPU: computing on the CPU")
@@ -123,7 +125,7 @@ def _context(
         )
 
 
-def _work(context: Context, record: JobRecord, pulse: Pulse) -> None:
+def _work(context: Context, record: JobRecord, pulse: Pulse, fleet: Fleet | None) -> None:
     from maehpc.report import aggregate
     from maehpc.stages.begin import begin as begin_experiment
     from maehpc.stages.guard import out_of_memory_told
@@ -138,7 +140,7 @@ def _work(context: Context, record: JobRecord, pulse: Pulse) -> None:
         return
     context.world.from_leader(lambda: check(context, [record.stage]))
     with begin_experiment(context, list(record.command), [record.stage]), out_of_memory_told():
-        run_stages(context, [record.stage])
+        run_stages(context, [record.stage], fleet)
     pulse.phase("ending")
 
 
@@ -153,9 +155,11 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
     Returns:
         The process's exit code.
     """
+    from maehpc.launch import allocation
     from maehpc.launch.snapshot import verify_snapshot
 
     record = job.record()
+    seconds_left: Callable[[], float | None] = lambda: None  # noqa: E731
     attempt = begin(job, seat)
     leader = seat.rank == 0
     pulse = Pulse(job, attempt)
@@ -187,11 +191,19 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
             if leader:
                 pulse.write()
                 watches.enter_context(watched(BEAT_S, pulse.write))
-                watches.enter_context(_wall_time(seat, record, stop))
+                seconds_left = watches.enter_context(_wall_time(seat, record, stop))
                 ranks = "1 rank" if seat.size == 1 else f"{seat.size} ranks"
+                if record.workers_per_node:
+                    ranks = f"{record.nodes * record.workers_per_node} workers"
                 print(f"maehpc: {job.label}, attempt {attempt}, {ranks} on {' '.join(seat.hosts)}", flush=True)
+            if record.workers_per_node and not leader:
+                allocation.serve(job, record, seat, attempt, stop)
+                return 0
             with _context(job, record, seat, attempt, pulse, stop) as context:
-                _work(context, record, pulse)
+                fleet = None
+                if record.workers_per_node:
+                    fleet = allocation.fleet(job, record, seat, attempt, context.device, seconds_left)
+                _work(context, record, pulse, fleet)
             if leader:
                 pulse.write()
     except Interrupted as error:
@@ -213,23 +225,26 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
 
 
 @contextmanager
-def _wall_time(seat: Seat, record: JobRecord, stop: Stop) -> Iterator[None]:
+def _wall_time(seat: Seat, record: JobRecord, stop: Stop) -> Iterator[Callable[[], float | None]]:
     """Asks for the end when less wall time is left than the profile's lead: the signal for it does not always come.
 
     The time left is the controller's word and is counted down by this process, whatever its clock says.
+
+    Yields:
+        What tells how many seconds are left until then; None where nobody knows.
     """
     from maehpc.launch import slurm
 
     profile = parse_profile(record.profile)
     if seat.scheduler != "slurm" or not isinstance(profile, SlurmProfile):
-        yield
+        yield lambda: None
         return
     try:
         left = slurm.time_left_s(seat.job_id)
     except RunError:  # the controller is away: the signal will come
         left = None
     if left is None:
-        yield
+        yield lambda: None
         return
     ends = time.monotonic() + left - profile.signal_lead_s
 
@@ -238,7 +253,7 @@ def _wall_time(seat: Seat, record: JobRecord, stop: Stop) -> Iterator[None]:
             stop.request("the wall time is near")
 
     with watched(LOOK_S, look):
-        yield
+        yield lambda: ends - time.monotonic()
 
 
 def main(arguments: list[str]) -> int:

@@ -12,9 +12,20 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from maehpc.errors import RunError
-from maehpc.pool.host import HostSettings, adopt, environment, free_port, short_folder, start, sweep, write_token
+from maehpc.pool.host import (
+    HostSettings,
+    adopt,
+    environment,
+    free_port,
+    short_folder,
+    start,
+    sweep,
+    token,
+    write_token,
+)
 
 LOOPBACK = "127.0.0.2"
 """This host, by an address that no other reaches. Ray takes the usual 127.0.0.1 for a wish to be told the outside one,
@@ -22,15 +33,36 @@ and listens on all of them whatever it is told; hence the token."""
 UP_WITHIN_S = 120.0
 """Seconds that Ray has to come up; a shared file system that is slow to give its libraries takes most of it."""
 END_WITHIN_S = 30.0
+LOOK_S = 1.0
+"""Seconds between two looks at whether a cluster that this host has joined is over."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What another host has to know to join.
+
+    Attributes:
+        address: HOST:PORT.
+        mark: of the cluster.
+        token: of the cluster; a secret.
+    """
+
+    address: str
+    mark: str
+    token: str
 
 
 @contextmanager
-def local_cluster(cpus: int, gpus: int = 0) -> Iterator[Callable[[], str | None]]:
-    """Ray on this machine alone, connected to for the length of the block.
+def cluster(
+    cpus: int, gpus: int = 0, address: str = LOOPBACK, announce: Callable[[Head], object] = lambda head: None
+) -> Iterator[Callable[[], str | None]]:
+    """Ray on this machine, connected to for the length of the block; others may `join` it.
 
     Args:
-        cpus: workers that it may start at once.
+        cpus: workers that it may start here at once.
         gpus: of this machine that they may use.
+        address: of this host, as a number; the default keeps all others out.
+        announce: told of the head once it is known where it will listen.
 
     Yields:
         A function that tells why the cluster is gone; None while it is there.
@@ -42,17 +74,52 @@ def local_cluster(cpus: int, gpus: int = 0) -> Iterator[Callable[[], str | None]
     mark = uuid.uuid4().hex
     folder = short_folder()
     try:
-        token = str(write_token(folder))
-        port = free_port(LOOPBACK)
-        settings = HostSettings(mark, LOOPBACK, port, cpus, gpus, token, str(folder))
-        process = start(settings)
+        path = str(write_token(folder))
+        head = Head(f"{address}:{free_port(address)}", mark, token())
+        process = start(HostSettings(mark, address, head.address, cpus, gpus, path, str(folder)))
         try:
-            with connected(f"{LOOPBACK}:{port}", mark, token, process):
+            announce(head)
+            with connected(head.address, mark, path, process):
                 yield lambda: None if process.poll() is None else "Ray's head has ended"
         finally:
             end(process, mark)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def join(head: Head, cpus: int, gpus: int, address: str, over: Callable[[], bool]) -> str | None:
+    """This host's part of a cluster that another began, until that is over or Ray ends here.
+
+    Args:
+        head: as announced.
+        cpus: workers that may be started here.
+        gpus: of this host that they may use.
+        address: of this host, as a number.
+        over: asked every second.
+
+    Returns:
+        What Ray said as it ended by itself; None where the cluster was over.
+    """
+    adopt()
+    folder = short_folder()
+    try:
+        path = str(write_token(folder, head.token))
+        process = start(HostSettings(head.mark, address, head.address, cpus, gpus, path, str(folder)))
+        try:
+            while process.poll() is None:
+                if over():
+                    return None
+                time.sleep(LOOK_S)
+            return _last_words(process)
+        finally:
+            end(process, head.mark)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _last_words(process: subprocess.Popen[bytes]) -> str:
+    said = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
+    return said.splitlines()[-1] if said else f"exit code {process.returncode}"
 
 
 @contextmanager
@@ -116,9 +183,7 @@ def _await_head(address: str, head: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + UP_WITHIN_S
     while time.monotonic() < deadline:
         if head.poll() is not None:
-            said = head.stderr.read().decode(errors="replace").strip() if head.stderr else ""
-            last = said.splitlines()[-1] if said else f"exit code {head.returncode}"
-            raise RunError(f"Ray did not start: {last}")
+            raise RunError(f"Ray did not start: {_last_words(head)}")
         with suppress(OSError), socket.create_connection((host, int(port)), timeout=1.0):
             return
         time.sleep(0.05)

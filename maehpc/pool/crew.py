@@ -72,6 +72,7 @@ class RayCrew:
         workers: how many there shall be.
         gpus: of each; 0 where the CPU computes.
         warn: told each worker's warnings.
+        seconds_left: until the hosts have to be given back; None while nobody knows of an end.
         lost: why the cluster is gone, None while it is there. Ray itself takes a minute to say so, and says it by
             ending this process.
     """
@@ -83,6 +84,7 @@ class RayCrew:
         gpus: int = 0,
         warn: Callable[[str], None] = lambda sentence: None,
         lost: Callable[[], str | None] = lambda: None,
+        seconds_left: Callable[[], float | None] = lambda: None,
     ) -> None:
         import ray
 
@@ -90,6 +92,7 @@ class RayCrew:
         self._spec = spec
         self._warn = warn
         self._cluster_lost = lost
+        self._seconds_left = seconds_left
         self._births: list[tuple[float, Any]] = []
         self._kind = self._ray.remote(
             num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1}
@@ -117,8 +120,8 @@ class RayCrew:
         self._refs[ref] = worker
 
     def seconds_left(self, worker: str) -> float | None:
-        """They may take as long as they like."""
-        return None
+        """Of all alike: the hosts are given back together."""
+        return self._seconds_left()
 
     def stop(self, reason: str) -> None:
         """Asks all workers to give back what they hold."""

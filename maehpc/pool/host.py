@@ -52,7 +52,7 @@ class HostSettings:
     Attributes:
         mark: of the cluster: who inherits it belongs to it.
         address: of this host, as a number, by which the others reach it.
-        port: where the head listens.
+        head: HOST:PORT of the head; it is this one where that is its own address.
         cpus: that Ray may give away.
         gpus: that Ray may give away.
         token: file with the cluster's token.
@@ -61,7 +61,7 @@ class HostSettings:
 
     mark: str
     address: str
-    port: int
+    head: str
     cpus: int
     gpus: int
     token: str
@@ -70,8 +70,8 @@ class HostSettings:
     def words(self, folder: Path) -> list[str]:
         """The command that starts Ray and stays."""
         return [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--log-style=record"),
-            *("--disable-usage-stats", "--include-log-monitor=false", "--include-dashboard=false"),
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--log-style=record"),
+            *("--disable-usage-stats", "--include-log-monitor=false"),
             f"--node-ip-address={self.address}",
             f"--num-cpus={self.cpus}",
             f"--num-gpus={self.gpus}",
@@ -80,8 +80,19 @@ class HostSettings:
             *("--min-worker-port=0", "--max-worker-port=0", "--node-manager-port=0", "--object-manager-port=0"),
             *("--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0", "--runtime-env-agent-port=0"),
             "--metrics-export-port=0",
-            f"--port={self.port}",
             f"--temp-dir={folder}",
+            *(self._as_head() if self.is_head else [f"--address={self.head}"]),
+        ]
+
+    @property
+    def is_head(self) -> bool:
+        """Whether this host is the one that all others know."""
+        return self.head.rpartition(":")[0] == self.address
+
+    def _as_head(self) -> list[str]:
+        port = self.head.rpartition(":")[2]
+        return [
+            *("--head", f"--port={port}", "--include-dashboard=false"),
             f"--ray-client-server-port={free_port(self.address)}",
         ]
 
@@ -108,12 +119,12 @@ def token() -> str:
     return secrets.token_hex(TOKEN_BYTES)
 
 
-def write_token(folder: Path) -> Path:
-    """Writes the token to a file that only this user can read."""
+def write_token(folder: Path, text: str | None = None) -> Path:
+    """Writes a token, this process's own where None, to a new file that only this user can read."""
     path = folder / "token"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as handle:
-        handle.write(token())
+        handle.write(text or token())
     return path
 
 
@@ -219,7 +230,10 @@ def run(settings: HostSettings) -> int:
         asked = True
 
     signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is for the program that wanted the cluster
+    # A terminal's ^C is for the program that wanted the cluster, and Slurm's warnings, which reach every process of a
+    # job and would end Ray's, are for the ranks.
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     told = environment(settings.mark, settings.token, os.environ)
     log = folder / "start.log"
     (folder / "r").mkdir()  # Ray opens its folder to everybody; the one around it stays closed

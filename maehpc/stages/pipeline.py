@@ -8,7 +8,7 @@ from typing import Any
 from maehpc.stages.context import Context
 from maehpc.stages.explain import explain
 from maehpc.stages.finetune import finetune
-from maehpc.stages.pooled import explain_pooled
+from maehpc.stages.pooled import Fleet, explain_pooled
 from maehpc.stages.pretrain import pretrain
 from maehpc.stages.probe import probe
 
@@ -24,20 +24,20 @@ def stages_of(name: str, weights: str) -> list[str]:
     return ["pretrain", "finetune", "explain"] if weights == "pretrain" else ["finetune", "explain"]
 
 
-def run_stages(context: Context, names: list[str], workers: int = 1) -> dict[str, dict[str, Any]]:
+def run_stages(context: Context, names: list[str], fleet: Fleet | None = None) -> dict[str, dict[str, Any]]:
     """Runs stages for each data set of the recipe in turn; what is done already is found, not computed again.
 
     Args:
         context: of the run.
         names: of the stages, in order.
-        workers: that explain; several take the shards of all data sets at once, at the end.
+        fleet: of workers that take the shards of all data sets at once, at the end; None where this process explains.
 
     Returns:
         The last stage's record for each data set.
     """
     results: dict[str, dict[str, Any]] = {}
-    alone = [name for name in names if workers == 1 or name != "explain"]
+    alone = [name for name in names if fleet is None or name != "explain"]
     for dataset in context.recipe.datasets:
         for name in alone:
             results[dataset] = STAGES[name](context, dataset)
-    return results if alone == names else explain_pooled(context, workers)
+    return results if fleet is None or alone == names else explain_pooled(context, fleet)

@@ -6,7 +6,8 @@ shard of it and keeps it, so that a model is loaded once a worker.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,22 +37,58 @@ _NAMED = 5
 """Shards that a sentence names."""
 
 
-def explain_pooled(context: Context, workers: int) -> dict[str, dict[str, Any]]:
-    """Explains all data sets of the recipe by several workers of this machine, each on a GPU or a part of the cores.
+Lost = Callable[[], str | None]
+"""Why a cluster is gone; None while it is there."""
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Where a pool's workers are.
+
+    Attributes:
+        workers: how many there are at most.
+        threads: CPU threads of each.
+        gpus: of each; 0 or 1.
+        cluster: begins a cluster of Ray on which they all fit, for the length of a block.
+        seconds_left: until it has to be given back; None while nobody knows of an end.
+    """
+
+    workers: int
+    threads: int
+    gpus: int
+    cluster: Callable[[], AbstractContextManager[Lost]]
+    seconds_left: Callable[[], float | None] = lambda: None
+
+
+def local_fleet(device: torch.device, workers: int) -> Fleet:
+    """Workers of this machine, each on a GPU or a part of the cores.
+
+    Raises:
+        InputError: more workers than GPUs.
+    """
+    from maehpc.pool.cluster import cluster
+
+    gpus = gpus_each(device, workers)
+    # Each thread computes a pass of its own, and all workers share the memory of the host.
+    threads = max(1, min(torch.get_num_threads(), passes_that_fit()) // workers)
+    return Fleet(workers, threads, gpus, lambda: cluster(workers, gpus * workers))
+
+
+def explain_pooled(context: Context, fleet: Fleet) -> dict[str, dict[str, Any]]:
+    """Explains all data sets of the recipe by several workers.
 
     Args:
         context: of the run; one rank alone.
-        workers: how many.
+        fleet: the workers.
 
     Returns:
         The stage's record for each data set.
 
     Raises:
-        InputError: more workers than GPUs; no classifier, wrong settings, or a store holds other results.
+        InputError: no classifier, wrong settings, or a store holds other results.
         RunError: shards were given up, the disk refused, or a newer attempt took over.
         Interrupted: somebody wanted to stop; shards that were not finished are computed again.
     """
-    gpus = gpus_each(context.device, workers)
     recipe = context.recipe
     with ExitStack() as until_end:
         stores: dict[str, MapStore] = {}
@@ -74,11 +111,9 @@ def explain_pooled(context: Context, workers: int) -> dict[str, dict[str, Any]]:
         del ready  # the pool may run for days, and its workers need the memory
         if not work:
             return records
-        # Each thread computes a pass of its own, and all workers share the memory of the host.
-        threads = max(1, min(torch.get_num_threads(), passes_that_fit()) // workers)
-        spec = Spec("maehpc.stages.pooled:computer", _arguments(context, owners, threads))
+        spec = Spec("maehpc.stages.pooled:computer", _arguments(context, owners, fleet.threads))
         watch = _Watch(context, stores, work, until_end)
-        ended = _driven(context, spec, Schedule(work), watch, workers, gpus)
+        ended = _driven(context, spec, Schedule(work), watch, fleet)
         for store in stores.values():
             store.tidy()  # workers are gone now, and some may have been killed while they wrote
         _raise_unless_whole(ended)
@@ -110,13 +145,12 @@ def _arguments(context: Context, owners: dict[str, int], threads: int) -> dict[s
     }
 
 
-def _driven(context: Context, spec: Spec, schedule: Schedule, watch: _Watch, workers: int, gpus: int) -> Ended:
-    from maehpc.pool.cluster import local_cluster
+def _driven(context: Context, spec: Spec, schedule: Schedule, watch: _Watch, fleet: Fleet) -> Ended:
     from maehpc.pool.crew import ClusterLostError, RayCrew
 
-    count = min(workers, schedule.left)
-    with local_cluster(cpus=count, gpus=gpus * count) as lost:
-        crew = RayCrew(spec, count, gpus, context.progress.warn, lost=lost)
+    count = min(fleet.workers, schedule.left)
+    with fleet.cluster() as lost:
+        crew = RayCrew(spec, count, fleet.gpus, context.progress.warn, lost, fleet.seconds_left)
         try:
             return drive(schedule, crew, context.stop, watch.heard)
         except ClusterLostError as error:

@@ -30,13 +30,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar, cast
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import Store, TCPStore
 from torch.nn.parallel import DistributedDataParallel
 
+from maehpc.addresses import far_first, own_addresses, route_to
 from maehpc.errors import InputError, Interrupted, LostRanksError, MaehpcError, RunError
 from maehpc.interruption import Stop
 
@@ -453,35 +453,9 @@ def _host() -> str:
     return " ".join(facts)
 
 
-def _own_addresses(interface: str | None = None) -> dict[str, str]:
-    """This host's IPv4 addresses, each with the name of its interface; of one interface, where it is named.
-
-    Raises:
-        RunError: there is no such interface, or it has no address.
-    """
-    found = {
-        entry.address: name
-        for name, entries in psutil.net_if_addrs().items()
-        for entry in entries
-        if entry.family == socket.AF_INET and interface in (None, name)
-    }
-    if not found and interface is None:
-        raise RunError(f"{platform.node()} has no IPv4 address, by which ranks find each other; see `ip address`")
-    if not found:
-        names = ", ".join(sorted(psutil.net_if_addrs()))
-        raise RunError(f"network interface {interface} has no IPv4 address on {platform.node()}; it has {names}")
-    return found
-
-
-def _far_first(address: str) -> tuple[bool, bool, str]:
-    """Sorts addresses that reach far before those that do not."""
-    parsed = ipaddress.ip_address(address)
-    return parsed.is_loopback, parsed.is_link_local, address
-
-
 def _listen(meeting: Meeting, meet_s: float, interface: str | None) -> tuple[Store, str]:
     """Listens where the other ranks can reach this process, and publishes it."""
-    addresses = sorted(_own_addresses(interface), key=_far_first)
+    addresses = sorted(own_addresses(interface), key=far_first)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind((addresses[0] if interface else "", 0))
         listener.listen(1024)
@@ -543,7 +517,7 @@ def _choose_interface(rank: int, there: Sequence[Mapping[str, str]], interface: 
     On one host all use loopback. Among hosts each uses the interface on its way to rank 0: to the address at which the
     first rank of another host reached it.
     """
-    own = _own_addresses()
+    own = own_addresses()
     reached = next((each["address"] for each in there if each["host"] != there[0]["host"]), None)
     name: str | None
     if interface is not None:
@@ -551,14 +525,7 @@ def _choose_interface(rank: int, there: Sequence[Mapping[str, str]], interface: 
     elif reached is None:
         name = next((name for address, name in own.items() if ipaddress.ip_address(address).is_loopback), None)
     else:
-        name = own.get(reached if there[rank]["host"] == there[0]["host"] else _route_to(reached))
+        name = own.get(reached if there[rank]["host"] == there[0]["host"] else route_to(reached))
     if name is not None:
         os.environ["GLOO_SOCKET_IFNAME"] = name
         os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
-
-
-def _route_to(address: str) -> str:
-    """This host's own address on the way to another."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, 9))  # sends nothing
-        return str(probe.getsockname()[0])

@@ -20,7 +20,7 @@ import pytest
 from maehpc.errors import RunError
 from maehpc.interruption import Stop
 from maehpc.pool import Done, Event, Failed, Joined, Left, Schedule, Shard, Work, drive
-from maehpc.pool.cluster import local_cluster
+from maehpc.pool.cluster import cluster
 from maehpc.pool.crew import ClusterLostError, RayCrew
 from maehpc.pool.host import marked
 from maehpc.pool.worker import Spec
@@ -77,7 +77,7 @@ class Pool:
             self.events.append(event)
             on(event)
 
-        with local_cluster(self.workers) as lost:
+        with cluster(self.workers) as lost:
             self.crew = RayCrew(self.spec, self.workers, warn=self.warned.append, lost=lost)
             return drive(self.schedule, self.crew, stop, watch)
 
@@ -218,7 +218,7 @@ def test_who_has_no_token_gets_nothing() -> None:
         environment = {**kept, "ADDRESS": address, **variables}
         return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
-    with local_cluster(1):
+    with cluster(1):
         import ray
 
         address = ray.get_runtime_context().gcs_address
@@ -237,7 +237,7 @@ def test_ray_that_does_not_start_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "__init__.py").write_text("raise ImportError('this is not Ray')\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}")
-    with pytest.raises(RunError, match=r"Ray did not start: .*this is not Ray"), local_cluster(1):
+    with pytest.raises(RunError, match=r"Ray did not start: .*this is not Ray"), cluster(1):
         pass
 
 
@@ -245,7 +245,7 @@ def test_a_cluster_without_hosts_is_given_up(tmp_path: Path, monkeypatch: pytest
     """Ray itself would wait for ever for a worker that fits nowhere."""
     monkeypatch.setattr("maehpc.pool.crew.ALONE_S", 3.0)
     pool = Pool(tmp_path, 2)
-    with local_cluster(0) as lost, pytest.raises(ClusterLostError, match="no worker was there"):
+    with cluster(0) as lost, pytest.raises(ClusterLostError, match="no worker was there"):
         drive(pool.schedule, RayCrew(pool.spec, 1, lost=lost))
 
 

@@ -1,0 +1,172 @@
+"""A pool over the hosts of a job: rank 0 begins the cluster and drives it, every other host joins.
+
+    rank 0                                   one task on each other host
+    cluster of Ray, announced in             waits for the announcement, joins, and begins
+    the job's folder; the driver             anew where Ray ends; ends with the attempt
+
+The hosts meet through the job's folder alone. A host that comes late is put to work when it is there, and one that is
+lost costs the shards that it had in hand.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maehpc.addresses import address_for, route_to
+from maehpc.errors import InputError, RunError
+from maehpc.interruption import Stop
+from maehpc.launch.profile import Profile, SlurmProfile, parse_profile
+from maehpc.launch.record import JobFolder, JobRecord
+from maehpc.launch.seat import Seat
+
+if TYPE_CHECKING:
+    import torch
+
+    from maehpc.stages.pooled import Fleet
+
+ANNOUNCED_WITHIN_S = 900.0
+"""Seconds that a host waits for rank 0, which looks at every data set and at what is done of it first."""
+AGAIN_S = 5.0
+"""Seconds before a host joins anew."""
+PARTING_S = 15.0
+"""Seconds that a host that was asked to end gives rank 0 to say how the attempt ended."""
+LOOK_S = 1.0
+
+
+def fleet(
+    job: JobFolder,
+    record: JobRecord,
+    seat: Seat,
+    attempt: int,
+    device: torch.device,
+    seconds_left: Callable[[], float | None],
+) -> Fleet:
+    """The workers of all hosts of the job, for rank 0.
+
+    Raises:
+        InputError: a host has fewer GPUs than workers.
+        RunError: there is no such network interface.
+    """
+    from maehpc.explain.explainer import passes_that_fit
+    from maehpc.stages.pooled import Fleet
+
+    profile, each = parse_profile(record.profile), record.workers_per_node
+    gpus = _gpus(device, each)
+    threads = max(1, min(_cpus(seat), passes_that_fit()) // each)
+    if profile.threads:
+        threads = profile.threads
+    address = address_for(seat.hosts[1:], _interface(profile))
+    cluster = lambda: _announced(job, attempt, each, gpus * each, address)  # noqa: E731
+    return Fleet(each * record.nodes, threads, gpus, cluster, seconds_left)
+
+
+def _announced(job: JobFolder, attempt: int, cpus: int, gpus: int, address: str) -> AbstractContextManager[Any]:
+    from maehpc.pool.cluster import Head, cluster
+
+    @contextmanager
+    def begun() -> Iterator[Any]:
+        secret = _token_path(job, attempt)
+
+        def announce(head: Head) -> None:
+            secret.unlink(missing_ok=True)
+            with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+                handle.write(head.token)
+            job.publish_rendezvous(attempt, {"address": head.address, "mark": head.mark})
+
+        secret.parent.mkdir(exist_ok=True)
+        try:
+            with cluster(cpus, gpus, address, announce) as lost:
+                yield lost
+        finally:
+            secret.unlink(missing_ok=True)
+
+    return begun()
+
+
+def _token_path(job: JobFolder, attempt: int) -> Path:
+    return job.path / "rendezvous" / f"{attempt:04d}.token"
+
+
+def serve(job: JobFolder, record: JobRecord, seat: Seat, attempt: int, stop: Stop) -> None:
+    """Another host's part: joins the cluster, again and again, until the attempt has ended.
+
+    Raises:
+        RunError: rank 0 announced nothing, or there is no such network interface.
+    """
+    from maehpc.pool.cluster import join
+
+    profile, each = parse_profile(record.profile), record.workers_per_node
+    over = _over(job, attempt, stop)
+    head = _found(job, attempt, over)
+    interface = _interface(profile)
+    while head is not None and not over():
+        address = address_for((), interface) if interface else route_to(head.address.rpartition(":")[0])
+        gpus = _visible_gpus() if profile.device != "cpu" else 0
+        said = join(head, each, min(gpus, each), address, over)
+        if said is not None:
+            print(f"maehpc: Ray ended on {os.uname().nodename} ({said}); it is begun anew", flush=True)
+            until = time.monotonic() + AGAIN_S
+            while time.monotonic() < until and not over():
+                time.sleep(LOOK_S)
+
+
+def _over(job: JobFolder, attempt: int, stop: Stop) -> Callable[[], bool]:
+    asked: list[float] = []
+
+    def over() -> bool:
+        if stop.reason is not None and not asked:
+            asked.append(time.monotonic())
+        if asked and time.monotonic() - asked[0] > PARTING_S:
+            return True
+        try:
+            return job.outcome(attempt) is not None
+        except OSError:  # a file system that stumbles: the next look tells
+            return False
+
+    return over
+
+
+def _found(job: JobFolder, attempt: int, over: Callable[[], bool]) -> Any:
+    from maehpc.pool.cluster import Head
+
+    deadline = time.monotonic() + ANNOUNCED_WITHIN_S
+    while not over():
+        facts = job.rendezvous(attempt)
+        if facts is not None:
+            try:
+                token = _token_path(job, attempt).read_text()
+            except OSError:  # the cluster has ended already
+                return None
+            return Head(facts["address"], facts["mark"], token)
+        if time.monotonic() > deadline:
+            raise RunError(f"rank 0 began no cluster within {ANNOUNCED_WITHIN_S:.0f} s; see its log")
+        time.sleep(LOOK_S)
+    return None
+
+
+def _interface(profile: Profile) -> str | None:
+    return profile.interface if isinstance(profile, SlurmProfile) else None
+
+
+def _cpus(seat: Seat) -> int:
+    return seat.cpus or len(os.sched_getaffinity(0))
+
+
+def _visible_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _gpus(device: torch.device, workers: int) -> int:
+    if device.type != "cuda":
+        return 0
+    seen = _visible_gpus()
+    if seen < workers:
+        raise InputError(f"{workers} workers a host, and PyTorch sees {seen} GPUs; ask for as many GPUs a node")
+    return 1

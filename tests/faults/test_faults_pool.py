@@ -1,0 +1,89 @@
+"""`submit explain` over several hosts: a pool of workers on Ray, of which any may die, and the bytes of one process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_jobs import Study, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+EXPLAIN = {"images": 600, "sensitivity": {"samples": 40}, "batch_size": 4, "maps": {"shard_images": 4}}
+"""150 shards: seconds of work for each of four workers on two cores."""
+
+
+@pytest.fixture(scope="module")
+def alone(mini: Any, place: Path) -> Study:
+    """What one process on this machine makes of it."""
+    study = Study(mini, place / "alone" / "results", settings={"explain": EXPLAIN})
+    study.results.parent.mkdir()
+    study.run("pipeline")
+    return study
+
+
+@pytest.fixture
+def pooled(alone: Study, study: Callable[..., Study]) -> Callable[..., Study]:
+    """Makes a study of two hosts in which all but the explanations is there."""
+
+    def make(**profile: Any) -> Study:
+        one = study(settings=alone.settings, profile=profile)
+        shutil.copytree(alone.results, one.results)
+        for folder in ("maps", "ledger", "report"):
+            shutil.rmtree(one.experiment.root / folder)
+        one.submit(stage="explain")
+        return one
+
+    return make
+
+
+def stored(study: Study) -> dict[str, bytes]:
+    root = study.experiment.root / "maps"
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def whole(found: Study, alone: Study) -> None:
+    """Every byte is that of one process, and nothing is left running or lying about."""
+    ours, wanted = stored(found), stored(alone)
+    assert sorted(ours) == sorted(wanted)
+    assert [name for name in wanted if ours[name] != wanted[name]] == [], found.told()
+    assert found.maehpc("verify", str(found.results)).returncode == 0
+    until(lambda: not processes(found), 30, lambda: f"left: {processes(found)}")
+    assert not list(found.job.path.glob("rendezvous/*.token"))
+
+
+def processes(study: Study) -> dict[int, str]:
+    """Of Ray, on any host: command lines by process id."""
+    found = {}
+    for host in study.mini.hosts:
+        for pid in study.mini.process_ids(host):
+            with suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+                if "ray::" in words or "ray/" in words or "maehpc.pool" in words:
+                    found[int(pid)] = words[:100]
+    return found
+
+
+def shards(study: Study) -> int:
+    return len(list((study.experiment.ledger("digits")).glob("shard-*.json")))
+
+
+def kill_one(study: Study, title: str) -> None:
+    pid = next(pid for pid, words in processes(study).items() if title in words)
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_killed_worker_on_two_hosts(pooled: Callable[..., Study], alone: Study) -> None:
+    one = pooled()
+    until(lambda: shards(one) >= 10, 200, one.told)
+    kill_one(one, "ray::Actor")
+    one.completed()
+    assert one.job.newest_attempt() == 1
+    assert "2 workers on" in one.log() and "died" in one.log()
+    whole(one, alone)
