@@ -13,12 +13,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maehpc.addresses import address_for, route_to
-from maehpc.errors import InputError, RunError
+from maehpc.errors import InputError, LostRanksError, RunError
 from maehpc.interruption import Stop
 from maehpc.launch.profile import Profile, SlurmProfile, parse_profile
 from maehpc.launch.record import JobFolder, JobRecord
@@ -33,6 +33,9 @@ ANNOUNCED_WITHIN_S = 900.0
 """Seconds that a host waits for rank 0, which looks at every data set and at what is done of it first."""
 AGAIN_S = 5.0
 """Seconds before a host joins anew."""
+FUTILE = 3
+"""Attempts in a row to join that Ray ended by itself, none of which lasted `LASTING_S`; then rank 0 counts as lost."""
+LASTING_S = 60.0
 PARTING_S = 15.0
 """Seconds that a host that was asked to end gives rank 0 to say how the attempt ended."""
 LOOK_S = 1.0
@@ -96,6 +99,7 @@ def serve(job: JobFolder, record: JobRecord, seat: Seat, attempt: int, stop: Sto
     """Another host's part: joins the cluster, again and again, until the attempt has ended.
 
     Raises:
+        LostRanksError: rank 0's cluster is gone and it does not say why.
         RunError: rank 0 announced nothing, or there is no such network interface.
     """
     from maehpc.pool.cluster import join
@@ -104,11 +108,16 @@ def serve(job: JobFolder, record: JobRecord, seat: Seat, attempt: int, stop: Sto
     over = _over(job, attempt, stop)
     head = _found(job, attempt, over)
     interface = _interface(profile)
+    futile = 0
     while head is not None and not over():
+        begun = time.monotonic()
         address = address_for((), interface) if interface else route_to(head.address.rpartition(":")[0])
         gpus = _visible_gpus() if profile.device != "cpu" else 0
         said = join(head, each, min(gpus, each), address, over)
         if said is not None:
+            futile = futile + 1 if time.monotonic() - begun < LASTING_S else 1
+            if futile >= FUTILE:
+                raise LostRanksError(f"rank 0's cluster cannot be joined any more ({said}); see its log")
             print(f"maehpc: Ray ended on {os.uname().nodename} ({said}); it is begun anew", flush=True)
             until = time.monotonic() + AGAIN_S
             while time.monotonic() < until and not over():
@@ -116,17 +125,19 @@ def serve(job: JobFolder, record: JobRecord, seat: Seat, attempt: int, stop: Sto
 
 
 def _over(job: JobFolder, attempt: int, stop: Stop) -> Callable[[], bool]:
-    asked: list[float] = []
+    """What tells whether this host's part is over."""
+    asked: float | None = None
 
     def over() -> bool:
-        if stop.reason is not None and not asked:
-            asked.append(time.monotonic())
-        if asked and time.monotonic() - asked[0] > PARTING_S:
-            return True
-        try:
+        nonlocal asked
+        now = time.monotonic()
+        if stop.reason is not None:
+            asked = asked or now
+            if now - asked > PARTING_S:
+                return True
+        with suppress(OSError):  # a file system that stumbles: the next look tells
             return job.outcome(attempt) is not None
-        except OSError:  # a file system that stumbles: the next look tells
-            return False
+        return False
 
     return over
 

@@ -62,6 +62,8 @@ def _header(record: JobRecord, profile: SlurmProfile, token: str, dependency: st
     if dependency:
         # A failed job can be resumed, and those that wait for it are then pointed at its new number.
         more["kill-on-invalid-dep"] = "no"
+    if record.workers_per_node:
+        more["no-kill"] = True  # a pool goes on with the hosts that are left
     if profile.reservation:
         more["reservation"] = profile.reservation
     more |= {key.replace("_", "-"): value for key, value in profile.sbatch.items() if value is not False}
@@ -169,6 +171,11 @@ def _teardown(job: Path, profile: SlurmProfile, to_srun: list[str], before: list
     ]
 
 
+def _when_a_rank_ends(record: JobRecord) -> list[str]:
+    """Ranks that compute one thing together end together; hosts of a pool do not."""
+    return ["--kill-on-bad-exit=0", "--no-kill"] if record.workers_per_node else ["--kill-on-bad-exit=1"]
+
+
 def script_text(
     job: Path,
     record: JobRecord,
@@ -196,7 +203,7 @@ def script_text(
         **_header(record, profile, token, dependency),
         setup=_setup(record, profile),
         teardown=_teardown(job, profile, to_srun, before),
-        srun_args=["--open-mode=append", "--kill-on-bad-exit=1", *to_srun, *profile.srun],
+        srun_args=["--open-mode=append", *_when_a_rank_ends(record), *to_srun, *profile.srun],
     )
     if members is not None:
         executor.parameters["map_count"] = members

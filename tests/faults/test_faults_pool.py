@@ -87,3 +87,14 @@ def test_a_killed_worker_on_two_hosts(pooled: Callable[..., Study], alone: Study
     assert one.job.newest_attempt() == 1
     assert "2 workers on" in one.log() and "died" in one.log()
     whole(one, alone)
+
+
+def test_a_host_loses_power(pooled: Callable[..., Study], alone: Study, mini: Any) -> None:
+    one = pooled()
+    until(lambda: shards(one) >= 10, 200, one.told)
+    attempt = one.job.attempt(1)
+    assert attempt is not None
+    mini.power_off(attempt.hosts[1])
+    one.completed()
+    assert one.job.newest_attempt() == 1, one.told()
+    whole(one, alone)
