@@ -105,8 +105,13 @@ def serve(job: JobFolder, record: JobRecord, seat: Seat, attempt: int, stop: Sto
     from maehpc.pool.cluster import join
 
     profile, each = parse_profile(record.profile), record.workers_per_node
-    over = _over(job, attempt, stop)
-    head = _found(job, attempt, over)
+    ended = _ended(job, attempt, stop)
+    head = _found(job, attempt, ended)
+    secret = _token_path(job, attempt)
+
+    def over() -> bool:
+        return ended() or not secret.exists()  # which lies there as long as the cluster is wanted
+
     interface = _interface(profile)
     futile = 0
     while head is not None and not over():
@@ -124,11 +129,11 @@ def serve(job: JobFolder, record: JobRecord, seat: Seat, attempt: int, stop: Sto
                 time.sleep(LOOK_S)
 
 
-def _over(job: JobFolder, attempt: int, stop: Stop) -> Callable[[], bool]:
-    """What tells whether this host's part is over."""
+def _ended(job: JobFolder, attempt: int, stop: Stop) -> Callable[[], bool]:
+    """What tells whether the attempt has ended, or this host was asked to end and rank 0 does not say how it ended."""
     asked: float | None = None
 
-    def over() -> bool:
+    def ended() -> bool:
         nonlocal asked
         now = time.monotonic()
         if stop.reason is not None:
@@ -139,14 +144,14 @@ def _over(job: JobFolder, attempt: int, stop: Stop) -> Callable[[], bool]:
             return job.outcome(attempt) is not None
         return False
 
-    return over
+    return ended
 
 
-def _found(job: JobFolder, attempt: int, over: Callable[[], bool]) -> Any:
+def _found(job: JobFolder, attempt: int, ended: Callable[[], bool]) -> Any:
     from maehpc.pool.cluster import Head
 
     deadline = time.monotonic() + ANNOUNCED_WITHIN_S
-    while not over():
+    while not ended():
         facts = job.rendezvous(attempt)
         if facts is not None:
             try:

@@ -157,6 +157,7 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
     """
     from maehpc.launch import allocation
     from maehpc.launch.snapshot import verify_snapshot
+    from maehpc.pool.crew import ClusterLostError
 
     record = job.record()
     seconds_left: Callable[[], float | None] = lambda: None  # noqa: E731
@@ -212,6 +213,9 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
         if leader:
             _say(f"{error.work} was interrupted ({error.reason}), {saved}")
         return 0
+    except ClusterLostError as error:  # as if this rank had died: another attempt has a new one
+        _say(str(error))
+        return LostRanksError.exit_code
     except LostRanksError as error:  # another rank died: what there is to say of that, the batch script says
         _say(str(error))
         return error.exit_code

@@ -98,3 +98,31 @@ def test_a_host_loses_power(pooled: Callable[..., Study], alone: Study, mini: An
     one.completed()
     assert one.job.newest_attempt() == 1, one.told()
     whole(one, alone)
+
+
+def test_the_raylets_of_a_host_and_of_the_head_die(pooled: Callable[..., Study], alone: Study) -> None:
+    one = pooled()
+    until(lambda: shards(one) >= 5, 200, one.told)
+    raylets = {pid: words for pid, words in processes(one).items() if "raylet/raylet" in words}
+    assert len(raylets) == 2
+    os.kill(max(raylets), signal.SIGKILL)  # which of the two it is does not matter: either way the job goes on
+    os.kill(min(raylets), signal.SIGKILL)
+    one.completed()
+    assert one.job.newest_attempt() == 2, one.told()
+    whole(one, alone)
+
+
+def test_sigterm_and_a_cancel(pooled: Callable[..., Study], alone: Study) -> None:
+    one = pooled()
+    until(lambda: shards(one) >= 5, 200, one.told)
+    one.slurm("scancel", "--signal=TERM", one.job_id)
+    until(lambda: one.job.newest_attempt() == 2, 120, one.told)
+    first = one.job.outcome(1)
+    assert first is not None and first.outcome == "interrupted", one.told()
+    until(lambda: (beat := one.beat()) is not None and beat.phase == "explain", 120, one.told)
+    until(lambda: processes(one), 120, one.told)
+    one.maehpc("cancel", f"{one.name}/explain", "--results", str(one.results))
+    until(lambda: not processes(one), 60, lambda: f"left: {processes(one)}\n{one.told()}")
+    one.maehpc("resume", f"{one.name}/explain", "--results", str(one.results))
+    one.completed()
+    whole(one, alone)
