@@ -22,6 +22,7 @@ from pydantic import Field
 
 from maehpc.bench.case import Case, Subject, make_subject, wait_for
 from maehpc.bench.peers import Captum, SubBatch
+from maehpc.devices import settle
 from maehpc.errors import RunError
 from maehpc.recipes.settings import Settings
 
@@ -152,6 +153,7 @@ def main(arguments: list[str]) -> None:
     """
     spec = Spec.model_validate_json(arguments[0])
     torch.set_num_threads(spec.threads)
+    settle(torch.device(spec.case.device))
     print(json.dumps(asdict(_measured(spec, make_subject(spec.case)))))
 
 

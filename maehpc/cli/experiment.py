@@ -76,7 +76,7 @@ def experiment_options(function: Function) -> Function:
             "--datasets",
             shell_complete=complete_dataset,
             help="Names, .npz files or image folders, with commas between. NAME? is left out where its file is not "
-            "here; all: every catalogue set that is here.",
+            "here; all: every catalogue set that is here, for explain every set with a finished classifier.",
         ),
         click.option("--methods", shell_complete=complete_method, help="Attribution methods, with commas between."),
         click.option(
@@ -145,7 +145,10 @@ def settle(
         recipe = DEFAULT_RECIPES[words.stage]
         progress.say(f"recipe {recipe} (the default of {words.stage}; `maehpc recipe list` shows the others)")
     given = load_recipe(recipe, words.overrides, words.stage, base=base)
-    chosen = _datasets(words.datasets, given.data.source_size, packs, progress)
+    if words.stage == "explain" and words.datasets == "all":
+        chosen = _classified(experiment, given, packs, progress)
+    else:
+        chosen = _datasets(words.datasets, given.data.source_size, packs, progress)
     return experiment, load_recipe(recipe, words.overrides, words.stage, _settings(words, chosen), base)
 
 
@@ -191,6 +194,37 @@ def _datasets(text: str | None, source_size: int, packs: Path, progress: Progres
         progress.say(f"left out: {', '.join(left_out)} (no file here; see `maehpc data list`)")
     if not chosen:
         raise InputError(f"--datasets {text}: no data set is here; see `maehpc data list`")
+    return tuple(chosen)
+
+
+def _classified(experiment: Experiment, recipe: Recipe, packs: Path, progress: Progress) -> tuple[str, ...]:
+    """Every data set that has a finished classifier and whose images are here; says of the others why not.
+
+    Raises:
+        InputError: there is none.
+    """
+    from maehpc.data import dataset_name
+    from maehpc.errors import InputError
+
+    given = {dataset_name(dataset): dataset for dataset in recipe.datasets}
+    here = _here(recipe.data.source_size, packs)
+    begun = experiment.datasets_of("finetune")
+    chosen, why_not = [], {}
+    for name in dict.fromkeys([*begun, *(name for name, is_here in here.items() if is_here)]):
+        dataset = given.get(name, name)
+        if not (experiment.stage("finetune", name) / "done.json").is_file():
+            why_not[name] = "no finished classifier"
+        elif here.get(dataset, False) or Path(dataset).exists():
+            chosen.append(dataset)
+        else:
+            why_not[name] = "its images are not here"
+    if why_not:
+        progress.say(f"left out: {', '.join(f'{name} ({why})' for name, why in why_not.items())}")
+    if not chosen:
+        raise InputError(
+            f"--datasets all: no data set whose images are here has a finished classifier in {experiment.root}; run "
+            f"`maehpc run finetune` first, or name the experiment with --name"
+        )
     return tuple(chosen)
 
 

@@ -61,8 +61,9 @@ def command(jobs: tuple[str, ...], results: Path, everything: bool, watch: bool,
     failed, cancelled, and unknown where neither the scheduler nor the job's own records tell.
 
     With --json an object is printed: "jobs" holds for each job its job, folder, experiment, stage, scheduler, job_id,
-    state, sentence, slurm_state, slurm_reason, nodes_asked, nodes, attempt, phase, dataset, done, total, unit,
-    images_per_second, seconds_left, wall_seconds_left, loss, first_step_seconds, sequence (null where not known);
+    state, sentence, slurm_state, slurm_reason, nodes_asked, nodes, attempt, phase, dataset, parts (where several data
+    sets are worked on at once: [done, total] of each), done, total, unit, images_per_second, seconds_left,
+    wall_seconds_left, loss, first_step_seconds, sequence (null where not known);
     "left_out" is the number of jobs not shown, "silence" says why Slurm could not be asked.
     """
     from maehpc.launch.status import read
@@ -120,9 +121,8 @@ def _print(rows: list[Row], left_out: int, results: Path) -> None:
     else:
         for line in _lines(rows):
             click.echo(line)
-    for row in rows:
-        if row.sentence:
-            click.echo(f"{row.job.label}: {row.sentence}")
+    for line in _sentences(rows, _Standstill()):
+        click.echo(line)
     last = _left_out(rows, left_out, results)
     if last:
         click.echo(last)
@@ -189,6 +189,8 @@ def _sentences(rows: list[Row], still: _Standstill) -> list[str]:
     for row in rows:
         seconds = still.seconds(row)
         words = [row.sentence] if row.sentence else []
+        parts = row.heartbeat.parts if row.heartbeat is not None and row.state == "running" else {}
+        words += [", ".join(f"{name} {done}/{total}" for name, (done, total) in parts.items())] if parts else []
         words += [f"nothing has moved for {seconds:.0f} s"] if seconds >= STILL_S else []
         if words:
             found.append(f"{row.job.label}: {'; '.join(words)}")

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any
 
 from maehpc.errors import RunError
 from maehpc.launch.record import Heartbeat, JobFolder
@@ -33,37 +34,58 @@ class Pulse:
         self._started = time.monotonic()
         self._marks: list[tuple[float, int]] = []
         self._images = 1
+        self._open: dict[str, tuple[int, int]] = {}
 
-    def begin(self, phase: str, dataset: str | None, total: int, done: int, unit: str, images: int) -> None:
-        """A piece of work begins: `total` units of `images` images each (0: they are none), `done` finished earlier."""
+    def begin(self, phase: str, dataset: str, total: int, done: int, unit: str, images: int) -> None:
+        """A piece of work begins: `total` units of `images` images each (0: they are none), `done` finished earlier.
+
+        Where another has begun and not ended, both are told together.
+        """
         with self._lock:
             self._images = images
-            self._marks = [(time.monotonic(), done)]
+            self._open[dataset] = (done, total)
+            together = self._together()
+            self._marks = [(time.monotonic(), together["done"])]
             self._beat = Heartbeat(
                 sequence=self._beat.sequence + 1,
                 phase=phase,
-                dataset=dataset,
-                done=done,
-                total=total,
                 unit=unit,
                 first_step_s=self._beat.first_step_s,
+                **together,
             )
 
-    def advance(self, count: int, loss: float | None) -> None:
-        """`count` more units are finished."""
+    def end(self, dataset: str) -> None:
+        """A piece of work has ended; what was told of it last stands until another begins."""
+        with self._lock:
+            self._open.pop(dataset, None)
+
+    def _together(self) -> dict[str, Any]:
+        parts = self._open
+        return {
+            "dataset": ", ".join(filter(None, parts)) or None,
+            "parts": dict(parts) if len(parts) > 1 else {},
+            "done": sum(done for done, _ in parts.values()),
+            "total": sum(total for _, total in parts.values()),
+        }
+
+    def advance(self, count: int, loss: float | None, dataset: str) -> None:
+        """`count` more units of a piece of work are finished."""
         now = time.monotonic()
         with self._lock:
-            done = (self._beat.done or 0) + count
+            before, total = self._open[dataset]
+            self._open[dataset] = (before + count, total)
+            together = self._together()
+            done = together["done"]
             self._marks.append((now, done))
             while len(self._marks) > 2 and now - self._marks[1][0] > RATE_WINDOW_S:
                 self._marks.pop(0)
             since, before = self._marks[0]
             rate = (done - before) / (now - since) if now > since else None
-            left = (self._beat.total or done) - done
+            left = together["total"] - done
             self._beat = self._beat.model_copy(
                 update={
                     "sequence": self._beat.sequence + 1,
-                    "done": done,
+                    **together,
                     "images_per_second": rate * self._images if rate and self._images else None,
                     "seconds_left": left / rate if rate else None,
                     "loss": self._beat.loss if loss is None else loss,
@@ -103,13 +125,14 @@ def watched(interval_s: float, look: Callable[[], object]) -> Iterator[None]:
 
 
 class _JobBar:
-    def __init__(self, line: Bar, pulse: Pulse) -> None:
+    def __init__(self, line: Bar, pulse: Pulse, dataset: str) -> None:
         self._line = line
         self._pulse = pulse
+        self._dataset = dataset
 
     def advance(self, count: int = 1, **values: float) -> None:
         self._line.advance(count, **values)
-        self._pulse.advance(count, values.get("loss"))
+        self._pulse.advance(count, values.get("loss"), self._dataset)
 
 
 class JobProgress(LineProgress):
@@ -131,6 +154,9 @@ class JobProgress(LineProgress):
     @contextmanager
     def _bar(self, description: str, total: int, done: int, images: int) -> Iterator[Bar]:
         stage, _, dataset = description.partition(" ")
-        self._pulse.begin(stage, dataset or None, total, done, "image" if stage == "explain" else "step", images)
-        with super().bar(description, total, done, images) as line:
-            yield _JobBar(line, self._pulse)
+        self._pulse.begin(stage, dataset, total, done, "image" if stage == "explain" else "step", images)
+        try:
+            with super().bar(description, total, done, images) as line:
+                yield _JobBar(line, self._pulse, dataset)
+        finally:
+            self._pulse.end(dataset)

@@ -141,7 +141,8 @@ class Heartbeat(_Record):
     Attributes:
         sequence: grows by one a heartbeat; two equal ones some seconds apart mean that nothing moves.
         phase: what it is at: starting, a stage's name, saving, ending.
-        dataset: being worked on.
+        dataset: being worked on; several have commas between.
+        parts: where several are worked on at once, units finished and units in all, by data set.
         done: units finished.
         total: units of the present work.
         unit: step or image.
@@ -154,6 +155,7 @@ class Heartbeat(_Record):
     sequence: int
     phase: str
     dataset: str | None = None
+    parts: dict[str, tuple[int, int]] = {}
     done: int | None = None
     total: int | None = None
     unit: str | None = None

@@ -90,6 +90,7 @@ class Row:
             "attempt": self.attempt,
             "phase": None if beat is None else beat.phase,
             "dataset": None if beat is None else beat.dataset,
+            "parts": {} if beat is None else {name: list(part) for name, part in beat.parts.items()},
             "done": None if beat is None else beat.done,
             "total": None if beat is None else beat.total,
             "unit": None if beat is None else beat.unit,
@@ -425,7 +426,10 @@ def progress(row: Row) -> str:
         (row.job.path.name.partition("-")[2], "ending") if row.state.ended else (row.job.path.name.partition("-")[2],)
     )
     words = [beat.phase] if beat.phase not in plain else []
-    words += [beat.dataset] if beat.dataset else []
+    if beat.parts:
+        words.append(f"{len(beat.parts)} data sets")
+    elif beat.dataset:
+        words.append(beat.dataset)
     if beat.done is not None and beat.total is not None:
         words.append(f"{beat.done}/{beat.total}" + (" images" if beat.unit == "image" else ""))
     return " ".join(words)

@@ -393,3 +393,24 @@ def test_an_installed_wheel_works_in_any_folder(tmp_path: Path) -> None:
     done = maehpc("run", "pipeline", "--recipe", str(settings), "-q", env=environment, cwd=elsewhere)
     assert done.returncode == 0, done.stderr
     assert (elsewhere / "results/tiny/report/index.html").is_file()
+
+
+def test_explaining_all_takes_every_finished_classifier(run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.delenv("MAEHPC_DATA", raising=False)
+    refused = run("run", "explain", "--recipe", tiny, "--datasets", "all")
+    assert refused.code == 2 and "no data set whose images are here has a finished classifier" in refused.err
+    assert not Path("results/tiny").exists()
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split in ("train", "val", "test"):
+        arrays |= {f"{split}_images": rng.integers(0, 256, (12, 8, 8), dtype=np.uint8)}
+        arrays |= {f"{split}_labels": np.arange(12)[:, None] % 2}
+    np.savez("mine.npz", **arrays)
+    given = ("--recipe", tiny, "--datasets", "digits,mine.npz", "-q")
+    assert run("run", "pretrain", *given).code == run("run", "finetune", *given).code == 0
+    Path("results/tiny/finetune/half").mkdir()
+    outcome = run("run", "explain", "--name", "tiny", "--datasets", "all")
+    assert outcome.code == 0, outcome.err
+    assert "left out: half (no finished classifier)" in outcome.err
+    assert {path.name for path in Path("results/tiny/maps").iterdir()} == {"digits.zarr", "mine.zarr"}

@@ -13,10 +13,10 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 import torch
+from flops import flop_counter
 from timm.layers import set_fused_attn, use_fused_attn
 from tiny import tiny_context, tiny_recipe
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from maehpc.data import Preprocess
 from maehpc.experiment import Experiment
@@ -62,7 +62,7 @@ class OneModule:
 
 
 def counted(work: Any) -> int:
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     counter.mod_tracker = OneModule()
     with counter:
         work()

@@ -106,7 +106,7 @@ def golden_scripts() -> dict[str, str]:
     return {name: text.replace(sys.executable, python) for name, text in scripts.items()}
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, "mini-array", "apptainer", "apptainer-inside", "everything"])
+@pytest.mark.parametrize("name", [*SHIPPED, "mini-array", "mini-pool", "apptainer", "apptainer-inside", "everything"])
 def test_the_scripts_are_those_of_the_golden_files(name: str) -> None:
     path, text = GOLDEN / f"{name}.sh", golden_scripts()[name]
     if os.environ.get("MAEHPC_GOLDEN") == "write":
