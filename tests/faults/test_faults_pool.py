@@ -70,23 +70,20 @@ def processes(study: Study) -> dict[int, str]:
     return found
 
 
-def shards(study: Study) -> int:
-    return len(list((study.experiment.ledger("digits")).glob("shard-*.json")))
+def shards(study: Study, dataset: str = "digits") -> int:
+    """Recorded shards of a data set, or of all ("*")."""
+    return len(list((study.experiment.root / "ledger").glob(f"{dataset}/shard-*.json")))
+
+
+def aggregated(study: Study) -> Path:
+    """The report over the results folder."""
+    study.maehpc("aggregate", str(study.results))
+    return study.results / "report"
 
 
 def kill_one(study: Study, title: str) -> None:
     pid = next(pid for pid, words in processes(study).items() if title in words)
     os.kill(pid, signal.SIGKILL)
-
-
-def test_a_killed_worker_on_two_hosts(pooled: Callable[..., Study], alone: Study) -> None:
-    one = pooled()
-    until(lambda: shards(one) >= 10, 200, one.told)
-    kill_one(one, "ray::Actor")
-    one.completed()
-    assert one.job.newest_attempt() == 1
-    assert "2 workers on" in one.log() and "died" in one.log()
-    whole(one, alone)
 
 
 def test_a_host_loses_power(pooled: Callable[..., Study], alone: Study, mini: Any) -> None:
@@ -126,3 +123,41 @@ def test_sigterm_and_a_cancel(pooled: Callable[..., Study], alone: Study) -> Non
     one.maehpc("resume", f"{one.name}/explain", "--results", str(one.results))
     one.completed()
     whole(one, alone)
+
+
+REAL = {
+    "data": {"source_size": 28, "image_size": 28, "normalization": "dataset"},
+    "encoder": {"name": "vit-tiny", "patch_size": 7, "width": 32, "depth": 2, "heads": 2},
+    "explain": {"images": 120, "sensitivity": {"samples": 40}, "batch_size": 4, "maps": {"shard_images": 4}},
+}
+
+
+def test_all_data_sets_on_four_hosts_while_a_worker_and_a_host_are_killed(
+    study: Callable[..., Study], mini: Any, place: Path, real_data: Path
+) -> None:
+    paths = [real_data / "ham10000/ham10000_7class_lesionsplit_28.npz", real_data / "cifar10/cifar10_subset.npz"]
+    datasets = ["retinamnist", "breastmnist", *(str(path.resolve()) for path in paths)]
+    how = {"settings": {**REAL, "datasets": datasets}, "pretrain": {"epochs": 2, "images": 200}}
+    alone = Study(mini, place / "all-alone" / "results", **how)
+    alone.results.parent.mkdir()
+    alone.run("pipeline")
+
+    one = study(profile={"nodes": 4}, **how)
+    shutil.copytree(alone.results, one.results)
+    for folder in ("maps", "ledger", "report"):
+        shutil.rmtree(one.experiment.root / folder)
+    one.submit("--datasets", "all", "--nodes", "4", stage="explain")
+    until(lambda: shards(one, "*") >= 8, 300, one.told)
+    attempt = one.job.attempt(1)
+    assert attempt is not None and len(attempt.hosts) == 4
+    status = one.maehpc("status", str(one.results)).stdout
+    assert "4 data sets" in status and "retinamnist " in status, status
+    kill_one(one, "ray::Actor")
+    until(lambda: shards(one, "*") >= 24, 300, one.told)
+    mini.power_off(attempt.hosts[2])
+    one.completed()
+    assert one.job.newest_attempt() == 1, one.told()
+    assert "4 workers on" in one.log() and "died" in one.log()
+    whole(one, alone)
+    tables = [{path.name: path.read_text() for path in aggregated(it).rglob("*.csv")} for it in (one, alone)]
+    assert tables[0] and tables[0] == tables[1]
