@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
     from maehpc.stages.pooled import Fleet
 
-ANNOUNCED_WITHIN_S = 900.0
-"""Seconds that a host waits for rank 0, which looks at every data set and at what is done of it first."""
+ANNOUNCED_WITHIN_S = 7200.0
+"""Seconds that a host waits for rank 0, which first reads all that is done already; where rank 0 is killed meanwhile,
+nothing else ends the wait."""
 AGAIN_S = 5.0
 """Seconds before a host joins anew."""
 FUTILE = 3
@@ -82,6 +83,8 @@ def _announced(job: JobFolder, attempt: int, cpus: int, gpus: int, address: str)
             job.publish_rendezvous(attempt, {"address": head.address, "mark": head.mark})
 
         secret.parent.mkdir(exist_ok=True)
+        for older in secret.parent.glob("*.token"):  # of an attempt that was killed
+            older.unlink(missing_ok=True)
         try:
             with cluster(cpus, gpus, address, announce) as lost:
                 yield lost
@@ -93,6 +96,18 @@ def _announced(job: JobFolder, attempt: int, cpus: int, gpus: int, address: str)
 
 def _token_path(job: JobFolder, attempt: int) -> Path:
     return job.path / "rendezvous" / f"{attempt:04d}.token"
+
+
+def _left_path(job: JobFolder, attempt: int) -> Path:
+    return job.path / "rendezvous" / f"{attempt:04d}.left"
+
+
+def leave(job: JobFolder, attempt: int) -> None:
+    """Tells the other hosts that rank 0 needs them no more, however the attempt ends."""
+    path = _left_path(job, attempt)
+    with suppress(OSError):  # on a disk that takes no writes; Ray's own end tells them too
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
 
 
 def serve(job: JobFolder, record: JobRecord, seat: Seat, attempt: int, stop: Stop) -> None:
@@ -141,7 +156,7 @@ def _ended(job: JobFolder, attempt: int, stop: Stop) -> Callable[[], bool]:
             if now - asked > PARTING_S:
                 return True
         with suppress(OSError):  # a file system that stumbles: the next look tells
-            return job.outcome(attempt) is not None
+            return job.outcome(attempt) is not None or _left_path(job, attempt).exists()
         return False
 
     return ended

@@ -195,6 +195,7 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
                 seconds_left = watches.enter_context(_wall_time(seat, record, stop))
                 ranks = "1 rank" if seat.size == 1 else f"{seat.size} ranks"
                 if record.workers_per_node:
+                    watches.callback(allocation.leave, job, attempt)
                     ranks = f"{record.nodes * record.workers_per_node} workers"
                 print(f"maehpc: {job.label}, attempt {attempt}, {ranks} on {' '.join(seat.hosts)}", flush=True)
             if record.workers_per_node and not leader:

@@ -24,6 +24,7 @@ from maehpc.launch.chain import carry_out
 from maehpc.launch.plan import chain_of, check_request, overridden, preview, sweep
 from maehpc.launch.profile import LocalProfile, SlurmProfile, load_profile, parse_profile
 from maehpc.launch.record import Attempt, JobFolder, Outcome
+from maehpc.launch.snapshot import Snapshot
 from maehpc.launch.submission import still_going, succeeded
 
 
@@ -81,6 +82,25 @@ VALUES = st.lists(st.from_regex(r"[a-z0-9.]{1,5}|\[[a-z0-9, ]{0,5}\]", fullmatch
 @given(values=VALUES)
 def test_values_are_split_where_they_were_joined(values: list[str]) -> None:
     assert plan._split(",".join(values)) == [value.strip() for value in values]
+
+
+@pytest.mark.parametrize(
+    ("stage", "profile", "tasks", "workers", "cpus"),
+    [
+        ("explain", {"nodes": 4, "tasks_per_node": 2, "gpus_per_node": 2, "cpus_per_task": 3}, 1, 2, 6),
+        ("explain", {"nodes": 2, "tasks_per_node": 1, "gpus_per_node": 1, "cpus_per_task": None}, 1, 1, None),
+        ("explain", {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 1, "cpus_per_task": 3}, 1, 0, 3),
+        ("pretrain", {"nodes": 4, "tasks_per_node": 2, "gpus_per_node": 2, "cpus_per_task": 3}, 2, 0, 3),
+    ],
+)
+def test_several_ranks_explain_as_a_pool_with_one_task_a_host(
+    stage: str, profile: dict[str, Any], tasks: int, workers: int, cpus: int | None, tmp_path: Path
+) -> None:
+    code = Snapshot(tmp_path, "0" * 64)
+    (step,) = plan.steps_of(request(tmp_path, stage, profile=profile), code)
+    (record,) = step.records
+    assert (record.tasks_per_node, record.workers_per_node) == (tasks, workers)
+    assert record.profile["cpus_per_task"] == cpus
 
 
 def test_wishes_of_the_command_line_are_checked_like_a_file() -> None:

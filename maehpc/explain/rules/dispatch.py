@@ -20,7 +20,7 @@ from maehpc.errors import InputError
 from maehpc.explain.rules import elementwise as functions
 from maehpc.explain.rules.attention import attention
 from maehpc.explain.rules.elementwise import Activation, elementwise
-from maehpc.explain.rules.linear import linear
+from maehpc.explain.rules.linear import linear, unbound
 from maehpc.explain.rules.norm import norm
 from maehpc.explain.rules.product import product, softmax
 from maehpc.explain.rules.tape import Tape
@@ -271,13 +271,17 @@ def _convolution(
     return tokens.permute(0, 3, 1, 2)
 
 
+def _unbind(tape: Tape, x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+    return x.unbind(dim) if dim or x.is_contiguous() else unbound(x)
+
+
 def _dropout(tape: Tape, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     if training and p:
         raise _UnruledError
     return x
 
 
-_RULED: dict[Any, Callable[..., Tensor]] = {
+_RULED: dict[Any, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     F.scaled_dot_product_attention: _attention,
     F.linear: _linear,
     F.conv2d: _convolution,
@@ -295,4 +299,5 @@ _RULED: dict[Any, Callable[..., Tensor]] = {
     **dict.fromkeys(_MATRIX, _matrix),
     **dict.fromkeys(_SOFTMAX, _softmax),
     **dict.fromkeys(_DROPOUT, _dropout),
+    **dict.fromkeys((torch.unbind, Tensor.unbind), _unbind),
 }

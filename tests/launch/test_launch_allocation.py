@@ -1,0 +1,105 @@
+"""A host's part of a pool, as far as it needs no cluster; tests/faults/test_faults_pool.py has the whole."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launch_jobs import new_job, start
+
+from maehpc.errors import LostRanksError, RunError
+from maehpc.interruption import Stop
+from maehpc.launch import allocation
+from maehpc.launch.record import JobFolder, Outcome
+from maehpc.launch.seat import Seat
+
+SEAT = Seat("slurm", "7", 0, 1, 2, 0, 1, ("n1", "n2"), None, 1)
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobFolder:
+    monkeypatch.setattr(allocation, "LOOK_S", 0.02)
+    monkeypatch.setattr(allocation, "AGAIN_S", 0.1)
+    monkeypatch.setattr(allocation, "PARTING_S", 0.2)
+    made = new_job(tmp_path, stage="explain", workers_per_node=1)
+    start(made)
+    return made
+
+
+def serve(job: JobFolder, stop: Stop | None = None) -> None:
+    allocation.serve(job, job.record(), SEAT, 1, stop or Stop())
+
+
+def announced(job: JobFolder) -> Path:
+    job.publish_rendezvous(1, {"address": "127.0.0.1:9", "mark": "m"})
+    secret = job.path / "rendezvous" / "0001.token"
+    secret.write_text("secret")
+    return secret
+
+
+def joins(monkeypatch: pytest.MonkeyPatch, *answers: Any) -> list[tuple[Any, ...]]:
+    """What `join` was asked, while it answers one after the other; the last one for ever."""
+    asked: list[tuple[Any, ...]] = []
+
+    def join(head: Any, cpus: int, gpus: int, address: str, over: Any) -> str | None:
+        asked.append((head.address, head.mark, head.token, cpus, gpus, address))
+        answer = answers[min(len(asked), len(answers)) - 1]
+        return answer(over) if callable(answer) else answer
+
+    monkeypatch.setattr("maehpc.pool.cluster.join", join)
+    return asked
+
+
+def test_an_attempt_that_had_nothing_to_do_needs_no_hosts(job: JobFolder) -> None:
+    job.write_outcome(1, Outcome(outcome="done"))
+    serve(job)
+
+
+def test_rank_0_that_left_before_it_began_a_cluster(job: JobFolder) -> None:
+    allocation.leave(job, 1)
+    serve(job)
+
+
+def test_a_cluster_that_was_over_before_this_host_came(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = joins(monkeypatch, None)
+    announced(job).unlink()
+    serve(job)
+    assert asked == []
+
+
+def test_rank_0_that_announces_nothing(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation, "ANNOUNCED_WITHIN_S", 0.1)
+    with pytest.raises(RunError, match="rank 0 began no cluster"):
+        serve(job)
+
+
+def test_a_host_that_is_asked_to_end_does(job: JobFolder) -> None:
+    stop = Stop()
+    stop.request("SIGTERM")
+    begun = time.monotonic()
+    serve(job, stop)
+    assert time.monotonic() - begun < 10
+
+
+def test_ray_that_ends_here_is_begun_anew_until_all_is_over(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = announced(job)
+
+    def until_over(over: Any) -> None:
+        threading.Timer(0.1, secret.unlink).start()
+        while not over():
+            time.sleep(0.02)
+
+    asked = joins(monkeypatch, "the raylet was killed", until_over)
+    serve(job)
+    assert asked == [("127.0.0.1:9", "m", "secret", 1, 0, "127.0.0.1")] * 2
+
+
+def test_a_head_that_nobody_can_join_any_more(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    announced(job)
+    asked = joins(monkeypatch, "no answer")
+    with pytest.raises(LostRanksError, match=r"cannot be joined any more \(no answer\)"):
+        serve(job)
+    assert len(asked) == allocation.FUTILE
