@@ -41,14 +41,7 @@ def _multiply(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     lacks exactly `word`.
     """
     product = word * (multiplier - (1 << 32))
-    low = product & _WORD
-    return product.bitwise_right_shift_(32).add_(word), low
-
-
-def _xor(high: Tensor, word: Tensor, key: int) -> Tensor:
-    if high.shape == torch.broadcast_shapes(high.shape, word.shape):
-        return high.bitwise_xor_(word).bitwise_xor_(key)
-    return (high ^ word).bitwise_xor_(key)
+    return (product >> 32) + word, product & _WORD
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -66,8 +59,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
         k0, k1 = ((word + turn * weyl) & _WORD for word, weyl in zip(key, _WEYL, strict=True))
         high0, low0 = _multiply(c0, _MULTIPLIERS[0])
         high1, low1 = _multiply(c2, _MULTIPLIERS[1])
-        # On top of the products, unless the other words make a larger shape.
-        c0, c1, c2, c3 = _xor(high1, c1, k0), low1, _xor(high0, c3, k1), low0
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
     return c0, c1, c2, c3
 
 

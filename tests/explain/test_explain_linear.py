@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maehpc.errors import RunError
+from maehpc.explain import explainer
 from maehpc.explain.rules import linear as module
-from maehpc.explain.rules.linear import linear
+from maehpc.explain.rules.linear import linear, unbound
 
 SIZES = st.integers(1, 40)
 
@@ -66,3 +68,29 @@ def test_without_onednn_pytorch_multiplies(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_nothing_times_something() -> None:
     assert linear(torch.randn(0, 4), torch.randn(5, 4), None).shape == (0, 5)
+
+
+def test_parts_are_pulled_back_to_where_they_lay() -> None:
+    """As a transformer cuts queries, keys and values from one product."""
+
+    def cut(x: torch.Tensor, parts: object) -> torch.Tensor:
+        q, k, v = parts(x.view(2, 5, 3, 4).permute(2, 0, 1, 3))  # type: ignore[operator]
+        result: torch.Tensor = (q * k).sum() + v.square().sum()
+        return result
+
+    x = torch.linspace(-1, 1, 120).view(2, 5, 12).requires_grad_()
+    (wanted,) = torch.autograd.grad(cut(x, torch.unbind), x, create_graph=True)
+    (found,) = torch.autograd.grad(cut(x, unbound), x)
+    assert torch.equal(found, wanted) and found.is_contiguous()
+    (first,) = torch.autograd.grad(cut(x, unbound), x, create_graph=True)
+    second = [torch.autograd.grad(each.pow(3).sum(), x)[0] for each in (first, wanted)]
+    assert torch.equal(*second)
+
+
+def test_large_maps_are_finite() -> None:
+    """Their sum is not."""
+    logits, index = torch.zeros(1, 1, 2), torch.zeros(1, dtype=torch.int64)
+    explainer._require_finite(logits, {"m": torch.full((1, 1, 4), 3e38)}, index, None)
+    for wrong in (torch.inf, torch.nan):
+        with pytest.raises(RunError, match="m of image 0 are not finite"):
+            explainer._require_finite(logits, {"m": torch.tensor([[[1.0, wrong]]])}, index, None)
