@@ -5,6 +5,7 @@ results/NAME/
   pretrain/DATASET/   stage.json metrics.jsonl speed.jsonl tensorboard/ checkpoints/ … done.json
   finetune/DATASET/   the same, and the classifier
   maps/DATASET.zarr   explanations
+  pool.jsonl          what a pool of workers did
   ledger/DATASET/     store.json, attempts/, one record a finished shard
   report/             tables and figures
 """
@@ -30,6 +31,11 @@ class Experiment:
     def provenance(self) -> Path:
         """Code, packages, machine and data of every run."""
         return self.root / "provenance.json"
+
+    @property
+    def pool_log(self) -> Path:
+        """What pools of workers did, event by event."""
+        return self.root / "pool.jsonl"
 
     def stage(self, stage: str, dataset: str) -> Path:
         """The folder of a training stage (`pretrain`, `finetune`) on one data set."""

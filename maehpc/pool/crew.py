@@ -6,6 +6,7 @@ business: Ray retries nothing, restarts nothing, and carries no arrays.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -28,6 +29,8 @@ _DETAIL = "Worker exit detail:"
 _LONGEST = 300
 ALONE_S = 300.0
 """Seconds without any worker after which none is expected any more: Ray waits for ever for a host that is gone."""
+LATE_S = 120.0
+"""Seconds after the first worker's coming in which all others are expected."""
 STILLBORN = 3
 """Workers in a row that may die before they are ready; then no other is tried."""
 
@@ -104,6 +107,7 @@ class RayCrew:
         self._last_death = ""
         self._stopped = False
         self._seen = time.monotonic()
+        self._late_at: float | None = None
         for _ in range(workers):
             self._bear()
 
@@ -144,6 +148,7 @@ class RayCrew:
             if birth[1] is not None:  # out of reach, and maybe alive: it must neither go on nor keep its GPU
                 self._ray.kill(birth[1])
             self._bear()
+        self._tell_of_late_ones()
         if any(member.pid for member in self._members.values()):
             self._seen = time.monotonic()
         elif time.monotonic() - self._seen > ALONE_S:
@@ -163,6 +168,14 @@ class RayCrew:
                 found += self._heard(worker, ref)
         return found
 
+    def _tell_of_late_ones(self) -> None:
+        if self._late_at is None or time.monotonic() < self._late_at:
+            return
+        self._late_at = math.inf
+        missing = sum(member.pid is None for member in self._members.values())
+        if missing:
+            self._warn(f"{missing} of {len(self._members)} workers have not come up; the others go on")
+
     def _heard(self, worker: str, ref: Any) -> list[Event]:
         member = self._members[worker]
         try:
@@ -172,6 +185,8 @@ class RayCrew:
         if ref == member.born:
             member.pid = word
             self._stillborn = 0
+            if self._late_at is None:
+                self._late_at = time.monotonic() + LATE_S
             return [Joined(worker)]
         shard = member.calls.pop(ref)
         for sentence in word.warnings:

@@ -30,6 +30,7 @@ from maehpc.recipes import Recipe
 from maehpc.stages.context import Context
 from maehpc.stages.explain import open_store, told
 from maehpc.stages.explanations import NAME, Prepared, prepared
+from maehpc.stages.pool_log import PoolLog
 
 KEPT = 2
 """Data sets whose model and images a worker keeps: the schedule leaves one for another and seldom comes back."""
@@ -112,8 +113,10 @@ def explain_pooled(context: Context, fleet: Fleet) -> dict[str, dict[str, Any]]:
         if not work:
             return records
         spec = Spec("maehpc.stages.pooled:computer", _arguments(context, owners, fleet.threads))
-        watch = _Watch(context, stores, work, until_end)
+        log = PoolLog(context.experiment.pool_log, fleet.workers, owners)
+        watch = _Watch(context, stores, work, until_end, log)
         ended = _driven(context, spec, Schedule(work), watch, fleet)
+        log.over(ended)
         for store in stores.values():
             store.tidy()  # workers are gone now, and some may have been killed while they wrote
         _raise_unless_whole(ended)
@@ -163,8 +166,14 @@ class _Watch:
     """Tells a person what the pool does: a bar a data set, and a sentence where something went wrong."""
 
     def __init__(
-        self, context: Context, stores: dict[str, MapStore], work: dict[str, Work], until_end: ExitStack
+        self,
+        context: Context,
+        stores: dict[str, MapStore],
+        work: dict[str, Work],
+        until_end: ExitStack,
+        log: PoolLog,
     ) -> None:
+        self._log = log
         self._progress = context.progress
         self._bars: dict[str, Bar] = {}
         for name, store in stores.items():
@@ -174,6 +183,7 @@ class _Watch:
 
     def heard(self, event: Event) -> None:
         """One event of the pool."""
+        self._log.heard(event)
         match event:
             case Done(_, shard, _):
                 self._bars[shard.store].advance(shard.images)

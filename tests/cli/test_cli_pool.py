@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -111,6 +112,12 @@ def test_two_workers_write_the_bytes_of_one_process(place: Path, finished: Path)
     done = command(place, *POOLED)
     assert done.returncode == 0, done.stderr
     whole(place, finished)
+    events = [json.loads(line) for line in (place / "results/tiny/pool.jsonl").read_text().splitlines()]
+    assert (events[0]["event"], events[-1]["event"]) == ("begun", "over")
+    assert events[-1].items() >= {"reason": None, "unfinished": 0, "quarantined": 0}.items()
+    done = [event for event in events if event["event"] == "done"]
+    assert sorted(event["shard"] for event in done) == list(range(60))
+    assert {event["worker"] for event in done} <= {event["worker"] for event in events if event["event"] == "joined"}
     again = command(place, *POOLED)
     assert again.returncode == 0 and "already done" in again.stderr
 

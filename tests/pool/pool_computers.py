@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ class Troubled:
             book.write(f"{shard.number} {os.getpid()}\n")
         if shard.number in self.deadly:
             time.sleep(0.3)  # until the word about the shard before has gone out
-            os.kill(os.getpid(), signal.SIGSEGV)
+            ctypes.string_at(0)  # in this very thread; a signal sent might end it too late
         if shard.number in self.hungry:
             raise MemoryError("no room for the shard")
         if shard.number in self.broken:
