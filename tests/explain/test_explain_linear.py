@@ -66,6 +66,11 @@ def test_without_onednn_pytorch_multiplies(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(linear(x, weight, None), F.linear(x, weight))
 
 
+def test_a_single_vector() -> None:
+    x, weight = torch.randn(4), torch.randn(5, 4)
+    torch.testing.assert_close(linear(x, weight, None), weight @ x)
+
+
 def test_nothing_times_something() -> None:
     assert linear(torch.randn(0, 4), torch.randn(5, 4), None).shape == (0, 5)
 

@@ -75,7 +75,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         [..., M].
     """
     known = all(value.dtype == torch.float32 and value.device.type == "cpu" for value in (x, weight))
-    if _ONEDNN is None or not known or not x.numel():
+    if _ONEDNN is None or not known or not x.numel() or x.ndim < 2:
         return F.linear(x, weight, bias)
     result: Tensor = _Linear.apply(x, weight, bias)
     return result
