@@ -12,7 +12,7 @@ import maehpc
 PACKAGE = Path(maehpc.__file__).parent
 FOUNDATION = {
     *("errors", "files", "keys", "ownership", "interruption", "experiment"),
-    *("shipped", "progress", "devices", "catalogue", "upstream"),
+    *("shipped", "progress", "devices", "addresses", "catalogue", "upstream"),
 }
 MAY_IMPORT = {
     **dict.fromkeys(FOUNDATION, FOUNDATION),
@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "pool": FOUNDATION,
     "report": FOUNDATION | {"recipes", "maps"},
     "stages": FOUNDATION | {"recipes", "data", "models", "training", "explain", "maps", "pool"},
-    "launch": FOUNDATION | {"recipes", "training", "stages", "report"},
+    "launch": FOUNDATION | {"recipes", "training", "pool", "stages", "report"},
     "bench": FOUNDATION
     | {"recipes", "data", "models", "training", "explain", "maps", "pool", "report", "stages", "launch"},
     "cli": FOUNDATION

@@ -61,10 +61,10 @@ def command(jobs: tuple[str, ...], results: Path, everything: bool, watch: bool,
     failed, cancelled, and unknown where neither the scheduler nor the job's own records tell.
 
     With --json an object is printed: "jobs" holds for each job its job, folder, experiment, stage, scheduler, job_id,
-    state, sentence, slurm_state, slurm_reason, nodes_asked, nodes, attempt, phase, dataset, parts (where several data
-    sets are worked on at once: [done, total] of each), done, total, unit, images_per_second, seconds_left,
-    wall_seconds_left, loss, first_step_seconds, sequence (null where not known);
-    "left_out" is the number of jobs not shown, "silence" says why Slurm could not be asked.
+    state, sentence, slurm_state, slurm_reason, nodes_asked, nodes, attempt, phase, dataset, parts, done, total, unit,
+    images_per_second, seconds_left, wall_seconds_left, loss, first_step_seconds, sequence (null where not known); parts
+    holds done and total of each data set where several are worked on at once, "left_out" is the number of jobs not
+    shown, "silence" says why Slurm could not be asked.
     """
     from maehpc.launch.status import read
 

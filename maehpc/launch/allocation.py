@@ -56,14 +56,11 @@ def fleet(
         InputError: a host has fewer GPUs than workers.
         RunError: there is no such network interface.
     """
-    from maehpc.explain.explainer import passes_that_fit
-    from maehpc.stages.pooled import Fleet
+    from maehpc.stages.pooled import Fleet, threads_each
 
     profile, each = parse_profile(record.profile), record.workers_per_node
     gpus = _gpus(device, each)
-    threads = max(1, min(_cpus(seat), passes_that_fit()) // each)
-    if profile.threads:
-        threads = profile.threads
+    threads = profile.threads or threads_each(_cpus(seat), each)
     address = address_for(seat.hosts[1:], _interface(profile))
     cluster = lambda: _announced(job, attempt, each, gpus * each, address)  # noqa: E731
     return Fleet(each * record.nodes, threads, gpus, cluster, seconds_left)

@@ -70,9 +70,18 @@ def local_fleet(device: torch.device, workers: int) -> Fleet:
     from maehpc.pool.cluster import cluster
 
     gpus = gpus_each(device, workers)
-    # Each thread computes a pass of its own, and all workers share the memory of the host.
-    threads = max(1, min(torch.get_num_threads(), passes_that_fit()) // workers)
+    threads = threads_each(torch.get_num_threads(), workers)
     return Fleet(workers, threads, gpus, lambda: cluster(workers, gpus * workers))
+
+
+def threads_each(cpus: int, workers: int) -> int:
+    """CPU threads of each of a host's workers: each thread computes a pass of its own, and all share its memory.
+
+    Args:
+        cpus: of the host.
+        workers: on it.
+    """
+    return max(1, min(cpus, passes_that_fit()) // workers)
 
 
 def explain_pooled(context: Context, fleet: Fleet) -> dict[str, dict[str, Any]]:
