@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from maehpc.addresses import address_for, route_to
 from maehpc.errors import InputError, LostRanksError, RunError
@@ -27,7 +28,8 @@ from maehpc.launch.seat import Seat
 if TYPE_CHECKING:
     import torch
 
-    from maehpc.stages.pooled import Fleet
+    from maehpc.pool.cluster import Head
+    from maehpc.stages.pooled import Fleet, Lost
 
 ANNOUNCED_WITHIN_S = 7200.0
 """Seconds that a host waits for rank 0, which first reads all that is done already; where rank 0 is killed meanwhile,
@@ -62,33 +64,29 @@ def fleet(
     gpus = _gpus(device, each)
     threads = profile.threads or threads_each(_cpus(seat), each)
     address = address_for(seat.hosts[1:], _interface(profile))
-    cluster = lambda: _announced(job, attempt, each, gpus * each, address)  # noqa: E731
+    cluster = partial(_announced, job, attempt, each, gpus * each, address)
     return Fleet(each * record.nodes, threads, gpus, cluster, seconds_left)
 
 
-def _announced(job: JobFolder, attempt: int, cpus: int, gpus: int, address: str) -> AbstractContextManager[Any]:
-    from maehpc.pool.cluster import Head, cluster
+@contextmanager
+def _announced(job: JobFolder, attempt: int, cpus: int, gpus: int, address: str) -> Iterator[Lost]:
+    from maehpc.pool.cluster import cluster
 
-    @contextmanager
-    def begun() -> Iterator[Any]:
-        secret = _token_path(job, attempt)
+    secret = _token_path(job, attempt)
 
-        def announce(head: Head) -> None:
-            secret.unlink(missing_ok=True)
-            with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
-                handle.write(head.token)
-            job.publish_rendezvous(attempt, {"address": head.address, "mark": head.mark})
+    def announce(head: Head) -> None:
+        with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+            handle.write(head.token)
+        job.publish_rendezvous(attempt, {"address": head.address, "mark": head.mark})
 
-        secret.parent.mkdir(exist_ok=True)
-        for older in secret.parent.glob("*.token"):  # of an attempt that was killed
-            older.unlink(missing_ok=True)
-        try:
-            with cluster(cpus, gpus, address, announce) as lost:
-                yield lost
-        finally:
-            secret.unlink(missing_ok=True)
-
-    return begun()
+    secret.parent.mkdir(exist_ok=True)
+    for older in secret.parent.glob("*.token"):  # of an attempt that was killed
+        older.unlink(missing_ok=True)
+    try:
+        with cluster(cpus, gpus, address, announce) as lost:
+            yield lost
+    finally:
+        secret.unlink(missing_ok=True)
 
 
 def _token_path(job: JobFolder, attempt: int) -> Path:
@@ -159,7 +157,7 @@ def _ended(job: JobFolder, attempt: int, stop: Stop) -> Callable[[], bool]:
     return ended
 
 
-def _found(job: JobFolder, attempt: int, ended: Callable[[], bool]) -> Any:
+def _found(job: JobFolder, attempt: int, ended: Callable[[], bool]) -> Head | None:
     from maehpc.pool.cluster import Head
 
     deadline = time.monotonic() + ANNOUNCED_WITHIN_S

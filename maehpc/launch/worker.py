@@ -160,7 +160,7 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
     from maehpc.pool.crew import ClusterLostError
 
     record = job.record()
-    seconds_left: Callable[[], float | None] = lambda: None  # noqa: E731
+    seconds_left = _unknown
     attempt = begin(job, seat)
     leader = seat.rank == 0
     pulse = Pulse(job, attempt)
@@ -229,6 +229,11 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
     return 0
 
 
+def _unknown() -> float | None:
+    """Seconds left where nobody knows of an end."""
+    return None
+
+
 @contextmanager
 def _wall_time(seat: Seat, record: JobRecord, stop: Stop) -> Iterator[Callable[[], float | None]]:
     """Asks for the end when less wall time is left than the profile's lead: the signal for it does not always come.
@@ -242,14 +247,14 @@ def _wall_time(seat: Seat, record: JobRecord, stop: Stop) -> Iterator[Callable[[
 
     profile = parse_profile(record.profile)
     if seat.scheduler != "slurm" or not isinstance(profile, SlurmProfile):
-        yield lambda: None
+        yield _unknown
         return
     try:
         left = slurm.time_left_s(seat.job_id)
     except RunError:  # the controller is away: the signal will come
         left = None
     if left is None:
-        yield lambda: None
+        yield _unknown
         return
     ends = time.monotonic() + left - profile.signal_lead_s
 

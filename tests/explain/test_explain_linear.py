@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,9 +46,9 @@ def test_a_pullback_can_be_differentiated() -> None:
     torch.manual_seed(0)
     weight, bias = torch.randn(6, 4), torch.randn(6)
 
-    def second(product: object) -> torch.Tensor:
+    def second(product: Callable[..., torch.Tensor]) -> torch.Tensor:
         x = torch.linspace(-1, 1, 12).view(3, 4).requires_grad_()
-        y = product(x, weight, bias).tanh().sum()  # type: ignore[operator]
+        y = product(x, weight, bias).tanh().sum()
         (first,) = torch.autograd.grad(y, x, create_graph=True)
         (found,) = torch.autograd.grad(first.square().sum(), x)
         return found
@@ -78,8 +80,8 @@ def test_nothing_times_something() -> None:
 def test_parts_are_pulled_back_to_where_they_lay() -> None:
     """As a transformer cuts queries, keys and values from one product."""
 
-    def cut(x: torch.Tensor, parts: object) -> torch.Tensor:
-        q, k, v = parts(x.view(2, 5, 3, 4).permute(2, 0, 1, 3))  # type: ignore[operator]
+    def cut(x: torch.Tensor, parts: Callable[..., tuple[torch.Tensor, ...]]) -> torch.Tensor:
+        q, k, v = parts(x.view(2, 5, 3, 4).permute(2, 0, 1, 3))
         result: torch.Tensor = (q * k).sum() + v.square().sum()
         return result
 
