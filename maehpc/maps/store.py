@@ -9,7 +9,7 @@ the record.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,13 @@ class MapStore:
         """The shards that are not `missing`."""
         return [shard for shard in range(self.layout.shards) if self._whole(shard, deep)]
 
+    def stamp(self, shard: int) -> str | None:
+        """What tells a shard's content from any other: a digest of its record; None where it is `missing`."""
+        record = self._shard_record(shard)
+        if record is None or _damaged(self.path, record.files, deep=False):
+            return None
+        return files.sha256_bytes(record.model_dump_json().encode())
+
     def read(self, name: str, shard: int) -> NDArray[Any]:
         """One array's values [n, *shape] for a shard of n images; the bytes are checked before they are decoded.
 
@@ -176,10 +183,17 @@ class MapStore:
             KeyError: the store has no such array.
             RunError: the shard is not recorded, or its file is not what was recorded.
         """
-        relative = self.layout.shard_file(name, shard)
+        return self.read_arrays([name], shard)[name]
+
+    def read_arrays(self, names: Iterable[str], shard: int) -> dict[str, NDArray[Any]]:
+        """Several arrays of a shard, by name; see `read`."""
         record = self._shard_record(shard)
         if record is None:
             raise RunError(f"shard {shard} of {self.path} is not recorded; run explain to compute it")
+        return {name: self._read(name, shard, record) for name in names}
+
+    def _read(self, name: str, shard: int, record: ShardRecord) -> NDArray[Any]:
+        relative = self.layout.shard_file(name, shard)
         data = _read(self.path / relative)
         if data is None or file_record(data) != record.files[relative]:
             state = "is absent" if data is None else "is not what its ledger recorded"

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from maehpc import __version__, files, keys
 from maehpc.errors import InputError
@@ -21,21 +20,25 @@ from maehpc.progress import Progress, Silent
 from maehpc.recipes import Recipe, read_recipe
 from maehpc.report import page, tables
 from maehpc.report.collected import Collected
+from maehpc.report.columns import Column, Floats, count, mapped
 from maehpc.report.explanations import Explained, choose, read_explained, read_panel
 from maehpc.report.figures.adversarial import Comparison, draw_comparisons
 from maehpc.report.figures.curves import draw_curves
 from maehpc.report.figures.distributions import Distribution, draw_distributions
 from maehpc.report.figures.panels import draw_panels
 from maehpc.report.figures.reconstructions import draw_reconstructions
+from maehpc.report.gathered import remove_others
 from maehpc.report.per_image import Append, per_image_tables
 from maehpc.report.records import SPLITS, Scored, Scores, read_curves, read_reconstructions, read_scored
-from maehpc.report.statistics import MethodScores, summarise, summarise_metric, summarise_search
+from maehpc.report.statistics import finite_values, summarise, summarise_metric, summarise_search
 from maehpc.report.tables import Table
 
 _PLAIN_NAME = re.compile(r"[a-z0-9_-]+")
 """A catalogue's data set is kept under its own name; one given by path under a name that only `maehpc.data` knows."""
 
 
+MANY_SHARDS = 256
+"""Of a store whose reading takes long enough to have a bar of its own."""
 IMAGES, IMAGE_METRICS = "images.parquet", "image_metrics.parquet"
 
 
@@ -84,8 +87,9 @@ def aggregate(results: Path, out: Path | None = None, progress: Progress | None 
             for experiment in experiments:
                 relative = experiment.root.relative_to(results)
                 name = relative.as_posix() if relative.parts else experiment.root.resolve().name
-                _add_experiment(collected, name, experiment, append)
+                _add_experiment(collected, name, experiment, append, progress)
                 bar.advance()
+        remove_others(collected.gathered, collected.blocks)
         return _write(collected)
 
 
@@ -107,7 +111,9 @@ class Identity:
         return {"experiment": self.experiment, "dataset": self.dataset}
 
 
-def _add_experiment(collected: Collected, name: str, experiment: Experiment, append: Append) -> None:
+def _add_experiment(
+    collected: Collected, name: str, experiment: Experiment, append: Append, progress: Progress
+) -> None:
     recipe: Recipe | None = None
     with collected.tolerating(name):
         recipe = read_recipe(experiment.recipe)
@@ -130,8 +136,9 @@ def _add_experiment(collected: Collected, name: str, experiment: Experiment, app
         _add_reconstructions(collected, identity, experiment, recipe)
         explained = None
         with collected.tolerating(identity.place):
-            explained = _read_maps(collected, identity, experiment)
+            explained = _read_maps(collected, identity, experiment, progress)
         if explained:
+            collected.blocks += [path for path, _ in explained.gathered.blocks]
             append(name, dataset, explained)
             _add_sensitivity(collected, identity, explained, finetuned)
             _add_adversarial(collected, identity, explained)
@@ -195,13 +202,19 @@ def _pretrains(recipe: Recipe | None) -> bool:
     return recipe is not None and recipe.encoder.weights == "pretrain"
 
 
-def _read_maps(collected: Collected, identity: Identity, experiment: Experiment) -> Explained | None:
+def _read_maps(
+    collected: Collected, identity: Identity, experiment: Experiment, progress: Progress
+) -> Explained | None:
     ledger = experiment.ledger(identity.dataset)
     if not ledger.is_dir():
         collected.lacks(identity.place, "not explained")
         return None
     store = MapStore.open(experiment.maps(identity.dataset), ledger)
-    return read_explained(store, partial(collected.lacks, identity.place))
+    folder = collected.gathered / identity.place
+    shards = store.layout.shards
+    told = progress if shards >= MANY_SHARDS else Silent()
+    with told.bar(f"reading {identity.place}", shards, images=0) as bar:
+        return read_explained(store, folder, collected.reader, partial(collected.lacks, identity.place), bar.advance)
 
 
 def _generator(identity: Identity, explained: Explained, *words: str) -> np.random.Generator:
@@ -227,25 +240,26 @@ def _add_sensitivity(collected: Collected, identity: Identity, explained: Explai
         collected.lacks(identity.place, "accuracy and AUC: another classifier was explained than is finetuned now")
         finetuned = None
     test = finetuned.scores.get("test", Scores()) if finetuned else Scores()
-    finite, intervals = {}, {}
+    finite: dict[str, Column] = {}
+    intervals = {}
     for method, scores in explained.scores.items():
         statistics = summarise(scores, explained.flipped, _generator(identity, explained, method))
         row = {
             **_about(identity, explained, method),
-            "images": len(explained.image),
+            "images": explained.images,
             "of_images": explained.store.layout.images,
             "accuracy": test.accuracy,
             "auc": test.auc,
             **statistics,
         }
         collected.sensitivity.append(row)
-        finite[method] = scores.maximum[np.isfinite(scores.maximum)]
+        finite[method] = mapped(finite_values, scores.maximum)
         intervals[method] = (statistics["sensitivity_max_ci_low"], statistics["sensitivity_max_ci_high"])
     settings = attributes.explain.sensitivity
     if not settings.drawn:
         field = "samples is 0" if "random" in settings.kinds else "kinds leaves random out"
         collected.lacks(identity.place, f"no sensitivity to random perturbations: explain.sensitivity.{field}")
-    elif any(map(len, finite.values())):
+    elif any(map(count, finite.values())):
         collected.distributions.append(
             Distribution(_label(identity, explained), finite, intervals, attributes.sampling)
         )
@@ -257,21 +271,23 @@ def _add_adversarial(collected: Collected, identity: Identity, explained: Explai
             rng = _generator(identity, explained, method, kind)
             statistics = summarise_search(found, scores, explained.flipped, rng)
             collected.adversarial.append({**_about(identity, explained, method), "kind": kind, **statistics})
-    random, searched = {}, {}
+    random: dict[str, Column] = {}
+    searched: dict[str, Column] = {}
     for method, scores in explained.scores.items():
-        both = _in_both(scores)
-        if both.any():
-            random[method], searched[method] = scores.maximum[both], scores.searched["pgd"].change[both]
+        if "pgd" not in scores.searched:
+            continue
+        chance, worst = scores.maximum, scores.searched["pgd"].change
+        of_chance, of_worst = mapped(_in_both, chance, worst), mapped(_in_both, worst, chance)
+        if count(of_worst):
+            random[method], searched[method] = of_chance, of_worst
     if searched:
         label = _label(identity, explained)
         collected.comparisons.append(Comparison(label, random, searched, explained.attributes.ball))
 
 
-def _in_both(scores: MethodScores) -> NDArray[np.bool_]:
-    """[N] whether an image has both a random maximum and a change that PGD found."""
-    if "pgd" not in scores.searched:
-        return np.zeros(len(scores.maximum), np.bool_)
-    return np.isfinite(scores.maximum) & np.isfinite(scores.searched["pgd"].change)
+def _in_both(one: Floats, other: Floats) -> Floats:
+    """Of the one, where both are finite."""
+    return one[np.isfinite(one) & np.isfinite(other)]
 
 
 def _add_metrics(collected: Collected, identity: Identity, explained: Explained) -> None:
@@ -281,12 +297,18 @@ def _add_metrics(collected: Collected, identity: Identity, explained: Explained)
                 continue
             row = {**_about(identity, explained, method), "metric": metric, "part": part}
             values = scores.metrics[metric, part]
-            if values.ndim == 1:
+            elements = scores.elements.get((metric, part))
+            if elements is None:
                 rng = _generator(identity, explained, method, metric, part)
                 collected.metrics.append({**row, **summarise_metric(values, rng)})
                 continue
-            for element, column in enumerate(values.T):
+            for element in range(elements):
+                column = mapped(partial(_element, element), values)
                 collected.metrics.append({**row, "element": element, **summarise_metric(column, None)})
+
+
+def _element(element: int, values: Floats) -> Floats:
+    return values[:, element]
 
 
 def _add_panels(collected: Collected, identity: Identity, explained: Explained) -> None:

@@ -14,10 +14,15 @@ from maehpc.recipes import Recipe, recipe_yaml
 from maehpc.report.figures.adversarial import Comparison
 from maehpc.report.figures.distributions import Distribution
 from maehpc.report.figures.style import Draw, write_figure
+from maehpc.report.gathered import Reader
 from maehpc.report.page import Picture, RecipeText, Section
 from maehpc.report.tables import Table, write_table
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+GATHERED = ".gathered"
+"""Folder of a report in which it keeps what it has read, for the next one; see `maehpc.report.gathered`."""
 
 
 class Collected:
@@ -25,6 +30,9 @@ class Collected:
 
     def __init__(self, out: Path) -> None:
         self.out = out
+        self.gathered = out / GATHERED
+        self.reader = Reader()
+        self.blocks: list[Path] = []
         self.files: list[Path] = []
         self.missing: list[str] = []
         self.sensitivity: list[Mapping[str, Any]] = []

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from maehpc.errors import InputError, MaehpcError
+from maehpc.errors import InputError
 from maehpc.maps import MapStore
 from maehpc.recipes import ExplainSettings
 from maehpc.recipes.settings import SEARCH_SCORES
+from maehpc.report.columns import Column, count, known, mapped, place_of, value_at
 from maehpc.report.figures.panels import Panel
+from maehpc.report.gathered import IMAGE, Gathered, Reader, gather
 from maehpc.report.methods import method
 from maehpc.report.statistics import MethodScores, Searched
 
@@ -49,25 +51,50 @@ class Attributes(BaseModel):
 
 @dataclass(frozen=True)
 class Explained:
-    """Scores of the explained images of a store, in order of `image`.
+    """Scores of the explained images of a store, in order of the images: columns, since they need not fit in memory.
 
     Attributes:
-        store: where they and their maps lie.
+        store: where maps lie.
         attributes: what was explained, and how.
-        image: [N] index in the split.
-        label: [N], or [N, K] of 0 and 1 for multi-label tasks.
-        prediction: [N].
-        flipped: [N, n] whether a perturbation changed the prediction; n is 0 where sensitivity was left out.
+        gathered: the arrays as they are stored.
         scores: by method.
     """
 
     store: MapStore
     attributes: Attributes
-    image: NDArray[np.int64]
-    label: NDArray[np.int64]
-    prediction: NDArray[np.int64]
-    flipped: NDArray[np.bool_]
+    gathered: Gathered
     scores: dict[str, MethodScores]
+
+    @property
+    def images(self) -> int:
+        """How many there are."""
+        return self.gathered.images
+
+    @property
+    def image(self) -> Column:
+        """[N] index in the split."""
+        return self.gathered.column(IMAGE)
+
+    @property
+    def label(self) -> Column:
+        """[N], or [N, K] of 0 and 1 for multi-label tasks."""
+        return self.gathered.column("label")
+
+    @property
+    def prediction(self) -> Column:
+        """[N]."""
+        return self.gathered.column("prediction")
+
+    @property
+    def flipped(self) -> Column:
+        """[N, n] whether a perturbation changed the prediction; n is 0 where sensitivity was left out."""
+        if "flipped" in self.store.layout.arrays:
+            return self.gathered.column("flipped")
+        return mapped(_without_samples, self.image)
+
+
+def _without_samples(image: NDArray[Any]) -> NDArray[np.bool_]:
+    return np.zeros((len(image), 0), np.bool_)
 
 
 def read_attributes(store: MapStore) -> Attributes:
@@ -87,36 +114,32 @@ def read_attributes(store: MapStore) -> Attributes:
     return attributes
 
 
-def read_explained(store: MapStore, missing: Callable[[str], None]) -> Explained | None:
+def read_explained(
+    store: MapStore,
+    folder: Path,
+    reader: Reader,
+    missing: Callable[[str], None],
+    read: Callable[[int], object] = lambda shards: None,
+) -> Explained | None:
     """Scores from every shard that the ledger records and whose bytes are those recorded; None where there is none.
 
-    Scores alone are read, a shard at a time, and these bytes alone are checked: maps can fill a file system, and
-    `maehpc verify` is there for them.
+    Scores alone are read, and these bytes alone are checked: maps can fill a file system, and `maehpc verify` is there
+    for them.
 
     Args:
         store: of one data set.
+        folder: keeps what was gathered for the next report; this store's alone.
+        reader: of what was gathered.
         missing: told, in words, which shards are left out.
+        read: told how many shards have been dealt with.
 
     Raises:
         InputError: the store was not written by explain.
-        RunError: a record cannot be read.
+        RunError: a record cannot be read, or `folder` cannot be written.
     """
     attributes = read_attributes(store)
-    names = _score_arrays(store, attributes)
-    parts: dict[str, list[NDArray[Any]]] = defaultdict(list)
-    absent = store.missing()
-    for shard in store.shards():
-        try:
-            arrays = {name: store.read(name, shard) for name in names}
-        except MaehpcError as error:
-            missing(str(error))
-            continue
-        parts["image"].append(np.array(store.images(shard), np.int64))
-        for name, array in arrays.items():
-            parts[name].append(array)
-    if absent:
-        missing(f"{len(absent)} of {store.layout.shards} shards not explained: {_listed(absent)}")
-    return _joined(store, attributes, parts) if parts else None
+    gathered = gather(store, _score_arrays(store, attributes), folder, reader, missing, read)
+    return _explained(store, attributes, gathered) if gathered.images else None
 
 
 def _score_arrays(store: MapStore, attributes: Attributes) -> list[str]:
@@ -141,35 +164,34 @@ def _metric_arrays(store: MapStore, attributes: Attributes, method: str) -> dict
     return dict(sorted(found.items(), key=lambda item: (order(item[0][0]), item[0][1])))
 
 
-def _joined(store: MapStore, attributes: Attributes, parts: dict[str, list[NDArray[Any]]]) -> Explained:
-    arrays = {name: np.concatenate(pieces) for name, pieces in parts.items()}
-    count = len(arrays["image"])
-    unknown = np.full(count, np.nan)
+def _explained(store: MapStore, attributes: Attributes, gathered: Gathered) -> Explained:
+    image = gathered.column(IMAGE)
+    unknown = mapped(lambda images: np.full(len(images), np.nan), image)
+    unsampled = mapped(lambda images: np.zeros((len(images), 0)), image)
 
-    def score(name: str, kind: str, otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
-        return arrays[f"{name}_{kind}"].astype(np.float64) if f"{name}_{kind}" in arrays else otherwise
+    def score(array: str, otherwise: Column = unknown) -> Column:
+        return mapped(_float64, gathered.column(array)) if array in store.layout.arrays else otherwise
 
     return Explained(
         store=store,
         attributes=attributes,
-        image=arrays["image"],
-        label=arrays["label"],
-        prediction=arrays["prediction"],
-        flipped=arrays.get("flipped", np.zeros((count, 0), np.bool_)),
+        gathered=gathered,
         scores={
             name: MethodScores(
-                samples=score(name, "sensitivity", np.zeros((count, 0))),
-                maximum=score(name, "sensitivity_max", unknown),
-                mean=score(name, "sensitivity_mean", unknown),
-                completeness=score(name, "completeness", unknown),
-                floor=score(name, "floor", unknown),
+                samples=score(f"{name}_sensitivity", unsampled),
+                maximum=score(f"{name}_sensitivity_max"),
+                mean=score(f"{name}_sensitivity_mean"),
+                completeness=score(f"{name}_completeness"),
+                floor=score(f"{name}_floor"),
                 searched={
-                    kind: Searched(**{part: score(name, f"{kind}_{part}", unknown) for part in SEARCH_SCORES})
+                    kind: Searched(**{part: score(f"{name}_{kind}_{part}") for part in SEARCH_SCORES})
                     for kind in attributes.explain.sensitivity.searches
                 },
-                metrics={
-                    key: arrays[array].astype(np.float64)
+                metrics={key: score(array) for key, array in _metric_arrays(store, attributes, name).items()},
+                elements={
+                    key: store.layout.arrays[array].shape[0]
                     for key, array in _metric_arrays(store, attributes, name).items()
+                    if store.layout.arrays[array].shape
                 },
             )
             for name in attributes.methods
@@ -177,14 +199,13 @@ def _joined(store: MapStore, attributes: Attributes, parts: dict[str, list[NDArr
     )
 
 
-def _listed(numbers: list[int], most: int = 12) -> str:
-    rest = len(numbers) - most
-    return ", ".join(map(str, numbers[:most])) + (f" and {rest} more" if rest > 0 else "")
+def _float64(values: NDArray[Any]) -> NDArray[np.float64]:
+    return values.astype(np.float64)
 
 
-def ranking(scores: MethodScores) -> tuple[str, NDArray[np.float64]]:
+def ranking(scores: MethodScores) -> tuple[str, Column]:
     """What images are ranked by, in words, and its values [N]: max sensitivity, or else what PGD found."""
-    if not scores.samples.size and "pgd" in scores.searched:
+    if not scores.sampled and "pgd" in scores.searched:
         return "PGD change", scores.searched["pgd"].change
     return "max sensitivity", scores.maximum
 
@@ -193,58 +214,62 @@ def choose(explained: Explained) -> tuple[str, dict[int, str]]:
     """Images worth a look: lowest, median and highest sensitivity of the first method; ties go to the lower image.
 
     Returns:
-        In words, what was chosen; and by position in `explained`, why.
+        In words, what was chosen; and by place among the explained images, why.
     """
     attributes = explained.attributes
     name = attributes.methods[0]
     measure, values = ranking(explained.scores[name])
-    ranked = [int(place) for place in np.argsort(values, kind="stable") if not np.isnan(values[place])]
+    ranked = count(known(values))
     if not ranked:
-        return "The first images", {place: f"Image {place + 1}" for place in range(min(3, len(values)))}
-    reasons: dict[int, str] = {}
-    for place, reason in ((0, "Lowest"), (-1, "Highest"), ((len(ranked) - 1) // 2, "Median")):
-        reasons.setdefault(ranked[place], reason)
-    how = attributes.sampling if explained.scores[name].samples.size else attributes.ball
+        return "The first images", {place: f"Image {place + 1}" for place in range(min(3, explained.images))}
+    reasons: dict[int, str] = {}  # by rank, which also orders them
+    for rank, reason in ((0, "Lowest"), (ranked - 1, "Highest"), ((ranked - 1) // 2, "Median")):
+        reasons.setdefault(rank, reason)
+    how = attributes.sampling if explained.scores[name].sampled else attributes.ball
     words = f"Lowest, median and highest {measure} of {method(name).title} ({how})"
-    return words, dict(sorted(reasons.items(), key=lambda item: ranked.index(item[0])))
+    return words, {place_of(values, rank): reason for rank, reason in sorted(reasons.items())}
 
 
-def read_panel(explained: Explained, position: int, heading: str) -> Panel:
+def read_panel(explained: Explained, place: int, heading: str) -> Panel:
     """The image and maps of one explained image.
 
     Raises:
         MaehpcError: the shard's bytes are not those recorded.
     """
     store = explained.store
-    image = int(explained.image[position])
+    image = int(explained.gathered.row(IMAGE, place))
     shard = image // store.layout.shard_images
     row = store.images(shard).index(image)
     methods = explained.attributes.methods
     pixels = store.read("pixels", shard)[row] if "pixels" in store.layout.arrays else None
+    measures = {name: ranking(explained.scores[name]) for name in methods}
     return Panel(
         heading=heading,
-        lines=_about(explained, position),
+        lines=_about(explained, image, place),
         image=pixels.squeeze(-1) if pixels is not None and pixels.shape[-1] == 1 else pixels,
         maps={name: _flat(name, store.read(name, shard)[row]) for name in methods},
-        sensitivity={name: float(ranking(explained.scores[name])[1][position]) for name in methods},
-        measure=_SHORT[ranking(explained.scores[methods[0]])[0]],
+        sensitivity={name: value_at(values, place) for name, (_, values) in measures.items()},
+        measure=_SHORT[measures[methods[0]][0]],
     )
 
 
 _SHORT = {"max sensitivity": "max sens.", "PGD change": "PGD change"}
 
 
-def _about(explained: Explained, position: int) -> tuple[str, ...]:
+def _about(explained: Explained, image: int, place: int) -> tuple[str, ...]:
     classes = explained.attributes.classes
-    label = explained.label[position]
+    row = explained.gathered.row
+    label = row("label", place)
     labels = [int(label)] if label.ndim == 0 else [int(number) for number in np.flatnonzero(label)]
     lines = (
-        f"image {explained.image[position]}",
+        f"image {image}",
         f"label: {', '.join(classes[number] for number in labels) or 'none'}",
-        f"predicted: {classes[explained.prediction[position]]}",
+        f"predicted: {classes[row('prediction', place)]}",
     )
-    flipped = explained.flipped[position]
-    return (*lines, f"flips: {flipped.sum()} of {len(flipped)}") if len(flipped) else lines
+    if "flipped" not in explained.store.layout.arrays:
+        return lines
+    flipped = row("flipped", place)
+    return (*lines, f"flips: {flipped.sum()} of {len(flipped)}")
 
 
 def _flat(name: str, values: NDArray[Any]) -> NDArray[np.float32]:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from maehpc import files
 from maehpc.recipes.settings import SEARCH_SCORES, SEARCHES
 from maehpc.report.explanations import Explained
-from maehpc.report.statistics import MethodScores
 
 _IDENTITY = {"experiment": pa.string(), "dataset": pa.string(), "image": pa.int64()}
 
@@ -67,58 +66,58 @@ def per_image_tables(path: Path, metrics: Path) -> Iterator[Append]:
         long: list[Any] = []
 
         def append(experiment: str, dataset: str, explained: Explained) -> None:
+            words = {"experiment": experiment, "dataset": dataset}
             for name, scores in explained.scores.items():
-                whole.write_table(_rows(experiment, dataset, name, explained))
+                for rows in _rows(explained, name):
+                    whole.write_table(_table({**words, "method": name}, rows, SCHEMA))
                 for (metric, part), values in scores.metrics.items():
-                    if values.ndim == 1:
-                        if not long:
-                            long.append(writer(metrics, METRICS))
-                        long[0].write_table(_values(experiment, dataset, explained, name, metric, part, values))
+                    if (metric, part) in scores.elements:
+                        continue
+                    if not long:
+                        long.append(writer(metrics, METRICS))
+                    about = {**words, "method": name, "metric": metric, "part": part}
+                    for image, some in zip(explained.image, values, strict=True):
+                        long[0].write_table(_table(about, {"image": image, "value": _known(some)}, METRICS))
 
         yield append
 
 
-def _rows(experiment: str, dataset: str, method: str, explained: Explained) -> pa.Table:
-    count, scores = len(explained.image), explained.scores[method]
-    unknown = [None] * count
+def _rows(explained: Explained, method: str) -> Iterator[dict[str, Any]]:
+    """The columns of one method but for those that are the same in every row, some thousand images at a time."""
+    scores = explained.scores[method]
     columns = {
-        "experiment": [experiment] * count,
-        "dataset": [dataset] * count,
         "image": explained.image,
-        "label": explained.label if explained.label.ndim == 1 else unknown,
+        "label": explained.label,
         "prediction": explained.prediction,
-        "method": [method] * count,
-        "sensitivity_max": _known(scores.maximum),
-        "sensitivity_mean": _known(scores.mean),
-        "flips": explained.flipped.sum(1) if explained.flipped.size else unknown,
-        "completeness": _known(scores.completeness),
-        "noise_floor": _known(scores.floor),
-        **_searched(scores, unknown),
+        "flips": explained.flipped,
+        "sensitivity_max": scores.maximum,
+        "sensitivity_mean": scores.mean,
+        "completeness": scores.completeness,
+        "noise_floor": scores.floor,
+        **{
+            f"{kind}_{part}": getattr(scores.searched[kind], part)
+            for kind in SEARCHES
+            if kind in scores.searched
+            for part in SEARCH_SCORES
+        },
     }
-    return pa.table(columns, schema=SCHEMA)
+    for arrays in zip(*columns.values(), strict=True):
+        rows = dict(zip(columns, arrays, strict=True))
+        label, flipped = rows.pop("label"), rows.pop("flips")
+        found: dict[str, Any] = {name: _known(values) for name, values in rows.items()}
+        if label.ndim == 1:
+            found["label"] = label
+        if flipped.size:
+            found["flips"] = flipped.sum(1)
+        yield found
 
 
-def _searched(scores: MethodScores, unknown: list[None]) -> dict[str, Any]:
-    return {
-        f"{kind}_{part}": _known(getattr(scores.searched[kind], part)) if kind in scores.searched else unknown
-        for kind in SEARCHES
-        for part in SEARCH_SCORES
-    }
+def _table(words: dict[str, str], columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    """Rows of which some columns are one word; null where there is no column."""
+    length = len(columns["image"])
+    whole = {name: [word] * length for name, word in words.items()} | columns
+    return pa.table({name: whole.get(name, [None] * length) for name in schema.names}, schema=schema)
 
 
-def _values(
-    experiment: str,
-    dataset: str,
-    explained: Explained,
-    method: str,
-    metric: str,
-    part: str,
-    values: NDArray[np.float64],
-) -> pa.Table:
-    words = {"experiment": experiment, "dataset": dataset, "method": method, "metric": metric, "part": part}
-    columns = {name: [word] * len(values) for name, word in words.items()}
-    return pa.table({**columns, "image": explained.image, "value": _known(values)}, schema=METRICS)
-
-
-def _known(values: NDArray[np.float64]) -> pa.Array:
+def _known(values: NDArray[Any]) -> pa.Array:
     return pa.array(values, mask=np.isnan(values))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-Floats = NDArray[np.float64]
+from maehpc.report.columns import Column, Floats, count, known, mapped, median, moments, quantiles
 
 RESAMPLES = 2000
 LEVEL = 0.95
-_DRAWS_AT_ONCE = 1 << 22  # bounds the bootstrap's memory to about 100 MiB, whatever the number of images
+RESAMPLED = 20_000
+"""Values that are resampled at most. Of more, the mean is as good as normally distributed, and resampling would take
+hours to say so."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,15 @@ class Searched:
         centre: [N] shift of the centre of mass, as a share of the image's side.
     """
 
-    change: Floats
-    top: Floats
-    spearman: Floats
-    centre: Floats
+    change: Column
+    top: Column
+    spearman: Column
+    centre: Column
 
 
 @dataclass(frozen=True)
 class MethodScores:
-    """Scores of one method, one row an image.
+    """Scores of one method, one row an image; columns of float64.
 
     Attributes:
         samples: [N, n] relative change of the map a perturbation; NaN where the unperturbed map is all zero.
@@ -45,39 +47,54 @@ class MethodScores:
         floor: [N] relative difference of the map from the one computed in float64; NaN where it was not measured.
         searched: by kind of search.
         metrics: by metric and part ("" for the metric's own value): [N], or [N, k] for parts with k elements.
+        elements: k of those that have some.
     """
 
-    samples: Floats
-    maximum: Floats
-    mean: Floats
-    completeness: Floats
-    floor: Floats
+    samples: Column
+    maximum: Column
+    mean: Column
+    completeness: Column
+    floor: Column
     searched: Mapping[str, Searched] = field(default_factory=dict)
-    metrics: Mapping[tuple[str, str], Floats] = field(default_factory=dict)
+    metrics: Mapping[tuple[str, str], Column] = field(default_factory=dict)
+    elements: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether there are random perturbations."""
+        return any(samples.size for samples in self.samples)
 
 
-def bootstrap_interval(values: Floats, rng: np.random.Generator) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean at `LEVEL`, from `RESAMPLES` resamples.
+def mean_interval(values: Column, rng: np.random.Generator) -> tuple[float, float]:
+    """Interval of the mean at `LEVEL`: percentile bootstrap with `RESAMPLES` resamples; of more than `RESAMPLED`
+    values, Student's t.
 
     Args:
-        values: [N] without NaN.
+        values: without NaN.
         rng: the draws; equal generators give equal intervals.
 
     Returns:
         Low and high end; NaN for fewer than two values.
     """
-    if len(values) < 2:
-        return float("nan"), float("nan")
+    found = moments(values)
+    if found.count < 2:
+        return np.nan, np.nan
+    if found.count > RESAMPLED:
+        half = float(stats.t.ppf((1 + LEVEL) / 2, found.count - 1)) * found.std / found.count**0.5
+        return found.mean - half, found.mean + half
     result = stats.bootstrap(
-        (values,),
+        (np.concatenate(list(values)),),
         np.mean,
         n_resamples=RESAMPLES,
-        batch=max(1, _DRAWS_AT_ONCE // len(values)),
+        batch=max(1, _DRAWS_AT_ONCE // found.count),
         confidence_level=LEVEL,
         method="percentile",
         rng=rng,
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+_DRAWS_AT_ONCE = 1 << 22  # bounds the bootstrap's memory to about 100 MiB
 
 
 def flip_free_maximum(samples: Floats, flipped: NDArray[np.bool_]) -> Floats:
@@ -92,114 +109,123 @@ def flip_free_maximum(samples: Floats, flipped: NDArray[np.bool_]) -> Floats:
     return largest
 
 
-def summarise(scores: MethodScores, flipped: NDArray[np.bool_], rng: np.random.Generator) -> dict[str, float]:
+def summarise(scores: MethodScores, flipped: Column, rng: np.random.Generator) -> dict[str, float]:
     """The statistics of one method over its images, by column name (explained in `maehpc.report.tables`).
 
     An image whose map is all zero has no sensitivity: it is counted, and left out of every other figure.
     Where nothing was measured a figure is NaN.
+
+    Args:
+        scores: of the method.
+        flipped: [N, n] whether a perturbation changed the prediction.
+        rng: draws of the bootstrap.
     """
-    maximum = _known(scores.maximum)
-    quartiles = np.quantile(maximum, [0.25, 0.5, 0.75]) if len(maximum) else [np.nan] * 3
-    low, high = bootstrap_interval(maximum, rng)
-    measured = scores.samples.size > 0
-    floor = _known(scores.floor)
+    maximum = known(scores.maximum)
+    quartiles = quantiles(maximum, [0.25, 0.5, 0.75])
+    low, high = mean_interval(maximum, rng)
+    spread, floor = moments(maximum), known(scores.floor)
+    floors = count(floor)
     return {
-        "sensitivity_max_mean": _over(np.mean, maximum),
+        "sensitivity_max_mean": spread.mean,
         "sensitivity_max_ci_low": low,
         "sensitivity_max_ci_high": high,
-        "sensitivity_max_std": float(np.std(maximum, ddof=1)) if len(maximum) > 1 else np.nan,
-        "sensitivity_max_median": float(quartiles[1]),
-        "sensitivity_max_q25": float(quartiles[0]),
-        "sensitivity_max_q75": float(quartiles[2]),
-        "sensitivity_mean": _over(np.mean, _known(scores.mean)),
-        "flips": float(flipped.mean()) if measured else np.nan,
-        "sensitivity_max_flip_free": _over(np.median, _known(flip_free_maximum(scores.samples, flipped))),
+        "sensitivity_max_std": spread.std,
+        "sensitivity_max_median": quartiles[1],
+        "sensitivity_max_q25": quartiles[0],
+        "sensitivity_max_q75": quartiles[2],
+        "sensitivity_mean": _mean(scores.mean),
+        "flips": moments(flipped).mean if scores.sampled else np.nan,
+        "sensitivity_max_flip_free": median(known(mapped(flip_free_maximum, scores.samples, flipped))),
         "zero_maps": _zero_maps(scores),
-        "completeness": _over(np.median, _known(scores.completeness)),
-        "noise_floor": _over(np.median, floor),
-        "noise_floor_images": float(len(floor)) if len(floor) else np.nan,
+        "completeness": median(known(scores.completeness)),
+        "noise_floor": median(floor),
+        "noise_floor_images": float(floors) if floors else np.nan,
         **_worst(scores, flipped),
     }
 
 
 def _zero_maps(scores: MethodScores) -> float:
     """Images without sensitivity; not known where nothing was perturbed."""
-    if scores.samples.size:
-        return float(np.isnan(scores.maximum).sum())
-    changes = [found.change for found in scores.searched.values()]
-    return float(np.isnan(changes[0]).sum()) if changes else np.nan
+    if scores.sampled:
+        return float(_unknown(scores.maximum))
+    return float(_unknown(next(iter(scores.searched.values())).change)) if scores.searched else np.nan
 
 
-def _worst(scores: MethodScores, flipped: NDArray[np.bool_]) -> dict[str, float]:
+def _unknown(column: Column) -> int:
+    return count(column) - count(known(column))
+
+
+def _worst(scores: MethodScores, flipped: Column) -> dict[str, float]:
     """What the search for the largest change says beside chance, among perturbations that keep the prediction."""
     found = scores.searched.get("pgd")
     if found is None:
         return {"pgd_change_mean": np.nan, "pgd_above_flip_free": np.nan}
-    change, chance = _both(found.change, flip_free_maximum(scores.samples, flipped))
+    chance = mapped(flip_free_maximum, scores.samples, flipped)
     return {
-        "pgd_change_mean": _over(np.mean, _known(found.change)),
-        "pgd_above_flip_free": _over(np.mean, (change > chance).astype(np.float64)),
+        "pgd_change_mean": _mean(found.change),
+        "pgd_above_flip_free": moments(mapped(_above, found.change, chance)).mean,
     }
 
 
+def _above(one: Floats, other: Floats) -> Floats:
+    """Where both are known: 1 where the one is larger, else 0."""
+    both = ~np.isnan(one) & ~np.isnan(other)
+    return (one[both] > other[both]).astype(np.float64)
+
+
 def summarise_search(
-    found: Searched, scores: MethodScores, flipped: NDArray[np.bool_], rng: np.random.Generator
+    found: Searched, scores: MethodScores, flipped: Column, rng: np.random.Generator
 ) -> dict[str, float]:
     """The statistics of one kind of search over its images, by column name (explained in `maehpc.report.tables`).
 
     Ratios are of means over the images that have both numbers, so that an image whose map hardly moves by chance does
     not decide them.
     """
-    change = _known(found.change)
-    low, high = bootstrap_interval(change, rng)
-    _, random = _both(found.change, scores.maximum)
+    change = known(found.change)
+    low, high = mean_interval(change, rng)
     return {
-        "images": float(len(change)),
-        "change_mean": _over(np.mean, change),
+        "images": float(count(change)),
+        "change_mean": _mean(change),
         "change_ci_low": low,
         "change_ci_high": high,
-        "change_median": _over(np.median, change),
-        "random_max_mean": _over(np.mean, random),
+        "change_median": median(change),
+        "random_max_mean": moments(mapped(_where_known, scores.maximum, found.change)).mean,
         "ratio_to_random_max": _ratio(found.change, scores.maximum),
-        "ratio_to_flip_free_max": _ratio(found.change, flip_free_maximum(scores.samples, flipped)),
-        "top_mean": _over(np.mean, _known(found.top)),
-        "spearman_mean": _over(np.mean, _known(found.spearman)),
-        "centre_mean": _over(np.mean, _known(found.centre)),
+        "ratio_to_flip_free_max": _ratio(found.change, mapped(flip_free_maximum, scores.samples, flipped)),
+        "top_mean": _mean(found.top),
+        "spearman_mean": _mean(found.spearman),
+        "centre_mean": _mean(found.centre),
     }
 
 
-def summarise_metric(values: Floats, rng: np.random.Generator | None) -> dict[str, float]:
+def summarise_metric(values: Column, rng: np.random.Generator | None) -> dict[str, float]:
     """The statistics of a metric over images, by column name (explained in `maehpc.report.tables`).
 
     Args:
         values: [N]; NaN where the metric is not defined for an image.
         rng: of the bootstrap; None: no interval.
     """
-    finite = values[np.isfinite(values)]
-    low, high = bootstrap_interval(finite, rng) if rng is not None else (np.nan, np.nan)
-    return {
-        "images": float(len(finite)),
-        "mean": _over(np.mean, finite),
-        "ci_low": low,
-        "ci_high": high,
-        "std": float(np.std(finite, ddof=1)) if len(finite) > 1 else np.nan,
-    }
+    finite = mapped(finite_values, values)
+    low, high = mean_interval(finite, rng) if rng is not None else (np.nan, np.nan)
+    found = moments(finite)
+    return {"images": float(found.count), "mean": found.mean, "ci_low": low, "ci_high": high, "std": found.std}
 
 
-def _both(one: Floats, other: Floats) -> tuple[Floats, Floats]:
-    known = ~np.isnan(one) & ~np.isnan(other)
-    return one[known], other[known]
+def finite_values(values: Floats) -> Floats:
+    """Those that are neither NaN nor infinite."""
+    return values[np.isfinite(values)]
 
 
-def _ratio(one: Floats, other: Floats) -> float:
+def _where_known(one: Floats, other: Floats) -> Floats:
+    """Of the one, where both are known."""
+    return one[~np.isnan(one) & ~np.isnan(other)]
+
+
+def _ratio(one: Column, other: Column) -> float:
     """Ratio of the means over the images that have both."""
-    one, other = _both(one, other)
-    return float(one.mean() / other.mean()) if len(other) and other.mean() > 0 else np.nan
+    above, below = moments(mapped(_where_known, one, other)), moments(mapped(_where_known, other, one))
+    return above.mean / below.mean if below.count and below.mean > 0 else np.nan
 
 
-def _known(values: Floats) -> Floats:
-    return values[~np.isnan(values)]
-
-
-def _over(statistic: Callable[[Floats], np.floating], values: Floats) -> float:
-    return float(statistic(values)) if len(values) else np.nan
+def _mean(column: Column) -> float:
+    return moments(known(column)).mean

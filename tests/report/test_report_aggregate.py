@@ -32,6 +32,7 @@ from maehpc.ownership import own
 from maehpc.recipes import plugins
 from maehpc.report import Summary, aggregate
 from maehpc.report.explanations import choose, read_explained, read_panel
+from maehpc.report.gathered import Reader
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -198,7 +199,8 @@ def test_searches_without_random_perturbations(tmp_path: Path) -> None:
 def test_a_whole_experiment_lacks_nothing_and_every_file_is_listed(reported: tuple[Path, Summary]) -> None:
     out, summary = reported
     assert summary.missing == []
-    assert sorted(summary.files) == sorted(path for path in out.rglob("*") if path.name != ".lock")
+    shown = [path for path in out.rglob("*") if not path.relative_to(out).parts[0].startswith(".")]
+    assert sorted(summary.files) == sorted(shown)
     assert summary.files[-1] == out / "index.html"
     figures = {"sensitivity", *(f"{kind}-demo-digits" for kind in ("panels", "curves", "reconstructions"))}
     assert {path.stem for path in out.glob("*.png")} == {path.stem for path in out.glob("*.pdf")} == figures
@@ -418,12 +420,12 @@ def test_panels_show_the_maps_of_the_chosen_images(tmp_path: Path) -> None:
     experiment = Experiment(tmp_path / "demo")
     arrays: dict[str, Any] = write_maps(experiment, study)
     store = MapStore.open(experiment.maps("digits"), experiment.ledger("digits"))
-    explained = read_explained(store, lambda sentence: None)
+    explained = read_explained(store, tmp_path / "gathered", Reader(), lambda sentence: None)
     assert explained is not None
     _, chosen = choose(explained)
     ranked = sorted([0, 1, 2, 3, 8, 9], key=lambda image: arrays["saliency_sensitivity_max"][image])
     expected = {"Lowest": ranked[0], "Median": ranked[2], "Highest": ranked[-1]}
-    assert {reason: explained.image[place] for place, reason in chosen.items()} == expected
+    assert {reason: explained.gathered.row("image", place) for place, reason in chosen.items()} == expected
     for place, reason in chosen.items():
         image, panel = expected[reason], read_panel(explained, place, reason)
         np.testing.assert_array_equal(panel.image, arrays["pixels"][image])

@@ -63,7 +63,7 @@ def reconstructions_figure() -> Figure:
 def distributions_figure() -> Figure:
     rows = []
     for label in ("RetinaMNIST\ndemo", "BreastMNIST\nsome/longer-name"):
-        scores = {name: RNG.lognormal(-1, 0.5, 50) for name in NAMES}
+        scores = {name: np.split(RNG.lognormal(-1, 0.5, 50), [20]) for name in NAMES}
         rows.append(Distribution(label, scores, dict.fromkeys(NAMES, (0.3, 0.5)), "10 perturbations, radius 0.02"))
     return draw_distributions(rows)
 
@@ -71,8 +71,8 @@ def distributions_figure() -> Figure:
 def comparisons_figure() -> Figure:
     rows = []
     for label in ("RetinaMNIST\ndemo", "BreastMNIST\nsome/longer-name"):
-        random = {name: RNG.lognormal(-1, 0.5, 50) for name in NAMES}
-        searched = {name: RNG.lognormal(1, 0.5, 50) for name in NAMES}
+        random = {name: [RNG.lognormal(-1, 0.5, 50)] for name in NAMES}
+        searched = {name: [RNG.lognormal(1, 0.5, 50)] for name in NAMES}
         rows.append(Comparison(label, random, searched, "radius 0.02 in normalised space"))
     return draw_comparisons(rows)
 
@@ -80,7 +80,11 @@ def comparisons_figure() -> Figure:
 def narrow_comparisons_figure() -> Figure:
     values = RNG.lognormal(-1, 0.5, 50)
     return draw_comparisons(
-        [Comparison("Digits\ndemo", {"deeplift": values}, {"deeplift": 3 * values}, "radius 0.02 in normalised space")]
+        [
+            Comparison(
+                "Digits\ndemo", {"deeplift": [values]}, {"deeplift": [3 * values]}, "radius 0.02 in normalised space"
+            )
+        ]
     )
 
 
@@ -220,7 +224,7 @@ def test_thinning_equals_means_over_runs(count: int) -> None:
     [np.array([0.5]), np.full(5, 0.25), np.array([0.0, 0.0]), np.array([0.0, 1.0]), np.array([1e-6, 1e3])],
 )
 def test_distributions_of_few_equal_and_zero_scores(values: np.ndarray) -> None:
-    row = Distribution("one", {"saliency": values, "gradcam": values[:0]}, {"saliency": (np.nan, np.nan)}, "s")
+    row = Distribution("one", {"saliency": [values], "gradcam": [values[:0]]}, {"saliency": (np.nan, np.nan)}, "s")
     figure = draw_distributions([row])
     FigureCanvasAgg(figure).draw()
     assert figure.axes[0].get_xscale() == ("log" if values.min() > 0 else "linear")
@@ -230,14 +234,14 @@ def test_distributions_of_few_equal_and_zero_scores(values: np.ndarray) -> None:
 
 
 def test_distributions_sampled_in_two_ways_say_so() -> None:
-    rows = [Distribution("a", {"saliency": np.ones(2)}, {"saliency": (1, 1)}, sampling) for sampling in ("x", "y")]
+    rows = [Distribution("a", {"saliency": [np.ones(2)]}, {"saliency": (1, 1)}, sampling) for sampling in ("x", "y")]
     assert "not all sampled alike" in draw_distributions(rows).get_supxlabel()
     assert "(x)" in draw_distributions(rows[:1]).get_supxlabel()
 
 
 def test_chance_and_the_worst_found_are_on_one_scale() -> None:
     random, searched = np.full(5, 0.01), np.full(5, 1.0)
-    figure = draw_comparisons([Comparison("a", {"saliency": random}, {"saliency": searched}, "x")])
+    figure = draw_comparisons([Comparison("a", {"saliency": [random]}, {"saliency": [searched]}, "x")])
     (axes,) = figure.axes
     low, high = (patch.get_data() for patch in axes.patches)
     np.testing.assert_array_equal(low.edges, high.edges)
@@ -248,8 +252,8 @@ def test_chance_and_the_worst_found_are_on_one_scale() -> None:
 
 
 def test_comparisons_in_two_balls_say_so_and_methods_may_be_absent() -> None:
-    ones = {"saliency": np.ones(2)}
-    rows = [Comparison("a", ones, ones, "x"), Comparison("b", {"rise": np.zeros(1)}, {"rise": np.ones(1)}, "y")]
+    ones = {"saliency": [np.ones(2)]}
+    rows = [Comparison("a", ones, ones, "x"), Comparison("b", {"rise": [np.zeros(1)]}, {"rise": [np.ones(1)]}, "y")]
     figure = draw_comparisons(rows)
     FigureCanvasAgg(figure).draw()
     assert "not all in one ball" in figure.get_supxlabel()

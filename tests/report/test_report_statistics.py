@@ -6,30 +6,37 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from maehpc.report import statistics
 from maehpc.report.statistics import (
     MethodScores,
     Searched,
-    bootstrap_interval,
     flip_free_maximum,
+    mean_interval,
     summarise,
     summarise_metric,
     summarise_search,
 )
 
 
+def cut(values: np.ndarray) -> list[np.ndarray]:
+    """A column of two arrays, as a large store has many."""
+    return np.array_split(values, 2)
+
+
 def scores(samples: np.ndarray, completeness: np.ndarray | None = None) -> MethodScores:
     unknown = np.full(len(samples), np.nan)
     measured = samples.shape[1] > 0
     return MethodScores(
-        samples=samples,
-        maximum=samples.max(1) if measured else unknown,
-        mean=samples.mean(1) if measured else unknown,
-        completeness=unknown if completeness is None else completeness,
-        floor=unknown,
+        samples=cut(samples),
+        maximum=cut(samples.max(1) if measured else unknown),
+        mean=cut(samples.mean(1) if measured else unknown),
+        completeness=cut(unknown if completeness is None else completeness),
+        floor=cut(unknown),
     )
 
 
@@ -40,7 +47,7 @@ def rng() -> np.random.Generator:
 def test_summary_worked_out_by_hand() -> None:
     samples = np.array([[1.0, 3.0], [2.0, 1.0], [np.nan, np.nan], [6.0, 7.0]])
     flipped = np.array([[False, True], [False, False], [True, False], [True, True]])
-    result = summarise(scores(samples, np.array([0.1, 0.3, np.nan, 0.2])), flipped, rng())
+    result = summarise(scores(samples, np.array([0.1, 0.3, np.nan, 0.2])), cut(flipped), rng())
     assert result["sensitivity_max_mean"] == pytest.approx(4.0)  # of 3, 2, 7
     assert result["sensitivity_max_std"] == pytest.approx(np.sqrt(7.0))  # ((1 + 4 + 9) / 2)
     assert result["sensitivity_max_median"] == 3.0
@@ -54,7 +61,7 @@ def test_summary_worked_out_by_hand() -> None:
 
 
 def test_what_was_not_measured_is_nan_and_no_zero() -> None:
-    result = summarise(scores(np.zeros((3, 0))), np.zeros((3, 0), np.bool_), rng())
+    result = summarise(scores(np.zeros((3, 0))), cut(np.zeros((3, 0), np.bool_)), rng())
     assert all(np.isnan(value) for value in result.values())
 
 
@@ -63,13 +70,14 @@ def test_a_search_worked_out_by_hand() -> None:
     flipped = np.array([[False, True], [False, False], [True, False], [True, True]])
     nan = np.nan
     found = Searched(
-        change=np.array([4.0, 1.0, nan, 10.0]),
-        top=np.array([0.5, 1.0, nan, nan]),
-        spearman=np.array([0.5, -0.25, nan, 0.0]),
-        centre=np.array([0.0, 0.125, nan, 0.25]),
+        change=cut(np.array([4.0, 1.0, nan, 10.0])),
+        top=cut(np.array([0.5, 1.0, nan, nan])),
+        spearman=cut(np.array([0.5, -0.25, nan, 0.0])),
+        centre=cut(np.array([0.0, 0.125, nan, 0.25])),
     )
-    whole = replace(scores(samples), searched={"pgd": found, "topk": found}, floor=np.array([1e-6, nan, nan, 3e-6]))
-    result = summarise_search(found, whole, flipped, rng())
+    floor = cut(np.array([1e-6, nan, nan, 3e-6]))
+    whole = replace(scores(samples), searched={"pgd": found, "topk": found}, floor=floor)
+    result = summarise_search(found, whole, cut(flipped), rng())
     assert (result["images"], result["change_mean"], result["change_median"]) == (3, 5.0, 4.0)
     assert result["random_max_mean"] == 4.0  # of 3, 2, 7
     assert result["ratio_to_random_max"] == 1.25
@@ -77,39 +85,39 @@ def test_a_search_worked_out_by_hand() -> None:
     assert (result["top_mean"], result["centre_mean"]) == (0.75, 0.125)
     assert result["spearman_mean"] == pytest.approx(0.25 / 3)
     assert 1.0 <= result["change_ci_low"] < 5.0 < result["change_ci_high"] <= 10.0
-    beside = summarise(whole, flipped, rng())
+    beside = summarise(whole, cut(flipped), rng())
     assert (beside["pgd_change_mean"], beside["pgd_above_flip_free"]) == (5.0, 0.5)
     assert (beside["noise_floor"], beside["noise_floor_images"]) == (2e-6, 2)
 
 
 def test_a_search_against_maps_that_never_move_by_chance_has_no_ratio() -> None:
-    found = Searched(*(np.array([1.0, 2.0]),) * 4)
-    result = summarise_search(found, scores(np.zeros((2, 3))), np.zeros((2, 3), np.bool_), rng())
+    found = Searched(*(cut(np.array([1.0, 2.0])),) * 4)
+    result = summarise_search(found, scores(np.zeros((2, 3))), cut(np.zeros((2, 3), np.bool_)), rng())
     assert result["random_max_mean"] == 0
     assert np.isnan([result["ratio_to_random_max"], result["ratio_to_flip_free_max"]]).all()
 
 
 def test_metrics_worked_out_by_hand() -> None:
-    values = np.array([1.0, np.nan, 3.0, np.inf])
+    values = cut(np.array([1.0, np.nan, 3.0, np.inf]))
     result = summarise_metric(values, rng())
     assert (result["images"], result["mean"]) == (2, 2.0)
     assert result["std"] == pytest.approx(np.sqrt(2))
     assert 1.0 <= result["ci_low"] < result["ci_high"] <= 3.0
     assert np.isnan(summarise_metric(values, None)["ci_low"])
-    none = summarise_metric(np.full(3, np.nan), rng())
+    none = summarise_metric(cut(np.full(3, np.nan)), rng())
     assert none.pop("images") == 0
     assert all(np.isnan(value) for value in none.values())
 
 
 def test_all_maps_zero() -> None:
-    result = summarise(scores(np.full((3, 2), np.nan)), np.zeros((3, 2), np.bool_), rng())
+    result = summarise(scores(np.full((3, 2), np.nan)), cut(np.zeros((3, 2), np.bool_)), rng())
     assert result.pop("zero_maps") == 3
     assert result.pop("flips") == 0
     assert all(np.isnan(value) for value in result.values())
 
 
 def test_one_image_has_a_mean_but_no_spread() -> None:
-    result = summarise(scores(np.array([[0.5, 0.25]])), np.zeros((1, 2), np.bool_), rng())
+    result = summarise(scores(np.array([[0.5, 0.25]])), cut(np.zeros((1, 2), np.bool_)), rng())
     assert result["sensitivity_max_mean"] == 0.5
     assert np.isnan([result["sensitivity_max_std"], result["sensitivity_max_ci_low"]]).all()
 
@@ -133,7 +141,7 @@ def test_bootstrap_agrees_with_resampling_in_a_loop() -> None:
     values = np.random.default_rng(1).lognormal(size=40)
     other = np.random.default_rng(2)
     means = sorted(np.mean([values[other.integers(40)] for _ in range(40)]) for _ in range(4000))
-    low, high = bootstrap_interval(values, rng())
+    low, high = mean_interval(cut(values), rng())
     spread = np.std(values) / np.sqrt(40)
     assert low == pytest.approx(means[100], abs=0.12 * spread)
     assert high == pytest.approx(means[3900], abs=0.25 * spread)
@@ -141,16 +149,26 @@ def test_bootstrap_agrees_with_resampling_in_a_loop() -> None:
 
 def test_bootstrap_covers_the_true_mean_about_as_often_as_it_says() -> None:
     draws = np.random.default_rng(3)
-    intervals = [bootstrap_interval(draws.normal(5, 2, 60), rng()) for _ in range(150)]
+    intervals = [mean_interval(cut(draws.normal(5, 2, 60)), rng()) for _ in range(150)]
     covered = np.mean([low <= 5 <= high for low, high in intervals])
     assert 0.88 <= covered <= 0.99
 
 
 def test_bootstrap_is_decided_by_its_generator() -> None:
     values = np.random.default_rng(1).lognormal(size=30)
-    assert bootstrap_interval(values, rng()) == bootstrap_interval(values, rng())
-    assert bootstrap_interval(values, rng()) != bootstrap_interval(values, np.random.default_rng(8))
+    assert mean_interval(cut(values), rng()) == mean_interval(cut(values), rng())
+    assert mean_interval(cut(values), rng()) != mean_interval(cut(values), np.random.default_rng(8))
 
 
 def test_bootstrap_of_equal_values_is_that_value() -> None:
-    assert bootstrap_interval(np.full(9, 0.25), rng()) == (0.25, 0.25)
+    assert mean_interval(cut(np.full(9, 0.25)), rng()) == (0.25, 0.25)
+
+
+def test_of_many_values_the_interval_is_students_and_the_bootstrap_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(4).lognormal(size=5000)
+    resampled = mean_interval(cut(values), rng())
+    monkeypatch.setattr(statistics, "RESAMPLED", 4999)
+    found = mean_interval(cut(values), rng())
+    expected = scipy.stats.t.interval(0.95, 4999, loc=values.mean(), scale=scipy.stats.sem(values))
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert found == pytest.approx(resampled, abs=0.1 * (found[1] - found[0]))

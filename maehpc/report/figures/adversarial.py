@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from maehpc.report.columns import Column, count
 from maehpc.report.figures import style
 from maehpc.report.figures.distributions import bin_edges, draw_histogram, draw_quartiles, label_rows
 from maehpc.report.methods import method
@@ -24,14 +23,14 @@ class Comparison:
 
     Attributes:
         label: what is said left of the row.
-        random: by method: [N] largest change over the random perturbations, of the images of `searched`.
+        random: by method: columns [N] of the largest change over the random perturbations, of the images of `searched`.
         searched: by method: [N] change at the perturbation that PGD found; finite, as `random` is.
         ball: where both kinds of perturbation lie ("radius 0.02 in normalised space").
     """
 
     label: str
-    random: Mapping[str, NDArray[np.float64]]
-    searched: Mapping[str, NDArray[np.float64]]
+    random: Mapping[str, Column]
+    searched: Mapping[str, Column]
     ball: str
 
 
@@ -47,12 +46,12 @@ def draw_comparisons(rows: Sequence[Comparison]) -> Figure:
     figure = Figure(figsize=(max(1.3 + 2.1 * len(names), 6.6), 1.2 + 0.62 * len(rows)), layout="constrained")
     axes = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
     everything = [values for row in rows for group in (row.random, row.searched) for values in group.values()]
-    edges, logarithmic = bin_edges(np.concatenate(everything), _BINS)
+    edges, logarithmic = bin_edges(everything, _BINS)
     for axis, name in zip(axes, names, strict=True):
         look = method(name)
         axis.set_title(look.title, fontweight="bold", color=look.colour)
         for place, row in enumerate(rows):
-            if not len(row.searched.get(name, ())):
+            if not count(row.searched.get(name, ())):
                 continue
             for values, colour, below in (
                 (row.random[name], style.MUTED, 0.1),

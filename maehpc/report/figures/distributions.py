@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter
 from numpy.typing import NDArray
 
+from maehpc.report.columns import Column, count, extremes, histogram, moments, quantiles
 from maehpc.report.methods import Method, method
 
 _FEWEST_BINS, _MOST_BINS = 16, 48
@@ -24,13 +25,13 @@ class Distribution:
 
     Attributes:
         label: what is said left of the row.
-        scores: by method: [N] max sensitivity, NaN and infinite values left out.
+        scores: by method: columns [N] of max sensitivity, NaN and infinite values left out.
         intervals: by method: ends of the confidence interval of the mean, NaN where unknown.
         sampling: how the scores came about ("10 perturbations, radius 0.02 in normalised space").
     """
 
     label: str
-    scores: Mapping[str, NDArray[np.float64]]
+    scores: Mapping[str, Column]
     intervals: Mapping[str, tuple[float, float]]
     sampling: str
 
@@ -47,13 +48,13 @@ def draw_distributions(rows: Sequence[Distribution]) -> Figure:
     figure = Figure(figsize=(1.3 + 2.1 * len(names), 1.05 + 0.62 * len(rows)), layout="constrained")
     axes = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
     everything = [scores for row in rows for scores in row.scores.values()]
-    count = int(np.clip(2 * np.sqrt(max(map(len, everything))), _FEWEST_BINS, _MOST_BINS))
-    edges, logarithmic = bin_edges(np.concatenate(everything), count)
+    bins = int(np.clip(2 * np.sqrt(max(map(count, everything))), _FEWEST_BINS, _MOST_BINS))
+    edges, logarithmic = bin_edges(everything, bins)
     for axis, name in zip(axes, names, strict=True):
         look = method(name)
         axis.set_title(look.title, fontweight="bold", color=look.colour)
         for place, row in enumerate(rows):
-            if len(row.scores.get(name, ())):
+            if count(row.scores.get(name, ())):
                 _draw_one(axis, -place, row.scores[name], row.intervals[name], edges, look)
         label_rows(axis, [row.label for row in rows], edges, logarithmic)
     figure.supxlabel(f"max sensitivity ({sampling})\n{_KEY}", fontsize=7.5)
@@ -90,18 +91,18 @@ def _ticks(low: float, high: float) -> list[float]:
     return found[:: -(-len(found) // _MOST_TICKS) or 1]
 
 
-def bin_edges(values: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], bool]:
+def bin_edges(columns: Iterable[Column], bins: int) -> tuple[NDArray[np.float64], bool]:
     """Edges of so many bins over all scores, and whether they are logarithmic: they are unless some score is 0."""
-    low, high = float(values.min()), float(values.max())
+    low, high = extremes([np.array(extremes(column)) for column in columns if count(column)])
     if low > 0:
-        return np.geomspace(low / 1.25, high * 1.25, count + 1), True
-    return np.linspace(low, high * 1.05 or 1.0, count + 1), False
+        return np.geomspace(low / 1.25, high * 1.25, bins + 1), True
+    return np.linspace(low, high * 1.05 or 1.0, bins + 1), False
 
 
 def _draw_one(
     axis: Axes,
     base: float,
-    values: NDArray[np.float64],
+    values: Column,
     interval: tuple[float, float],
     edges: NDArray[np.float64],
     look: Method,
@@ -109,22 +110,20 @@ def _draw_one(
     draw_histogram(axis, base, values, edges, look.colour)
     below = base - 0.1
     draw_quartiles(axis, below, values, look.colour)
-    mean = float(values.mean())
+    mean = moments(values).mean
     ends = (mean, mean) if np.isnan(interval[0]) else interval
     axis.plot(ends, [below - 0.14] * 2, color="black", linewidth=0.8, marker="|", markersize=4, markeredgewidth=0.8)
     axis.plot(mean, below - 0.14, marker="D", color="black", markersize=2.2, markeredgewidth=0)
 
 
-def draw_histogram(
-    axis: Axes, base: float, values: NDArray[np.float64], edges: NDArray[np.float64], colour: str
-) -> None:
+def draw_histogram(axis: Axes, base: float, values: Column, edges: NDArray[np.float64], colour: str) -> None:
     """Bars that stand on `base` and are as high as the row lets the highest be."""
-    counts, _ = np.histogram(values, edges)
+    counts = histogram(values, edges)
     axis.stairs(0.62 * counts / counts.max() + base, edges, baseline=base, fill=True, color=colour, alpha=0.45)
 
 
-def draw_quartiles(axis: Axes, height: float, values: NDArray[np.float64], colour: str) -> None:
+def draw_quartiles(axis: Axes, height: float, values: Column, colour: str) -> None:
     """A bar from the first quartile to the third, with a gap at the median."""
-    first, middle, third = np.quantile(values, [0.25, 0.5, 0.75])
+    first, middle, third = quantiles(values, [0.25, 0.5, 0.75])
     axis.plot([first, third], [height, height], color=colour, linewidth=3.2, solid_capstyle="butt")
     axis.plot(middle, height, marker="|", color="white", markersize=5, markeredgewidth=1.4)

@@ -1,0 +1,249 @@
+"""The scores of a store, gathered from its shards into a few files, so that a report reads each shard once.
+
+A block holds the rows of some thousand images and the stamps of the shards they come from. A shard whose stamp a block
+has is not read again; one that is new or was computed anew is. Blocks are zip archives, whose members end in a
+checksum: one that is damaged counts as absent. All of it may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maehpc import files
+from maehpc.errors import MaehpcError, RunError
+from maehpc.maps import MapStore
+from maehpc.report.columns import Column
+
+BLOCK_IMAGES = 1 << 14
+"""Images of a block, about: what is in memory at once."""
+IMAGE = "image"
+_STAMPS = ".stamps"  # no array of a store begins with a dot
+_STAMP_BYTES = 32
+READERS = min(16, 4 * (os.cpu_count() or 1))
+"""Threads that read shards: on a file system of a cluster it is the answers that one waits for."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Reader:
+    """Reads blocks; the arrays of the one read last stay in memory, and no others."""
+
+    def __init__(self) -> None:
+        self._held: tuple[Path | None, Arrays] = None, {}
+
+    def forget(self) -> None:
+        """Blocks may have changed."""
+        self._held = None, {}
+
+    def read(self, path: Path, name: str) -> NDArray[Any]:
+        """One array of a block.
+
+        Raises:
+            RunError: the file has changed since it was gathered.
+        """
+        if self._held[0] != path:
+            self._held = path, {}
+        arrays = self._held[1]
+        if name not in arrays:
+            try:
+                with np.load(path, allow_pickle=False) as block:
+                    arrays[name] = block[name]
+            except _DAMAGE as error:
+                raise RunError(f"{path} was changed while it was read; delete it and aggregate again") from error
+        return arrays[name]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Scores of the images of a store that are explained, in order of the images.
+
+    Attributes:
+        blocks: files, each with the number of its images, which is never 0.
+        reader: of the blocks.
+    """
+
+    blocks: tuple[tuple[Path, int], ...]
+    reader: Reader
+
+    @property
+    def images(self) -> int:
+        """How many images there are."""
+        return sum(count for _, count in self.blocks)
+
+    def column(self, name: str) -> Column:
+        """An array of the store: [n, *shape] a block; `image` is the images' indices."""
+        return _Stored(self, name)
+
+    def row(self, name: str, place: int) -> Any:
+        """An array's part of the image at a place, counted over all blocks."""
+        for path, count in self.blocks:
+            if place < count:
+                return self.reader.read(path, name)[place]
+            place -= count
+        raise IndexError(place)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    gathered: Gathered
+    name: str
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return (self.gathered.reader.read(path, self.name) for path, _ in self.gathered.blocks)
+
+
+_DAMAGE = (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError)
+
+
+def gather(
+    store: MapStore,
+    names: list[str],
+    folder: Path,
+    reader: Reader,
+    missing: Callable[[str], None],
+    read: Callable[[int], object] = lambda shards: None,
+) -> Gathered:
+    """Brings the blocks of a store up to date.
+
+    Args:
+        store: to read.
+        names: arrays with scores; maps are too large.
+        folder: of the blocks, this store's alone; nobody else writes in it meanwhile.
+        reader: of the blocks.
+        missing: told, in words, which shards are left out.
+        read: told how many shards have been dealt with, all in all each once.
+
+    Raises:
+        RunError: `folder` cannot be written.
+    """
+    reader.forget()
+    layout = store.layout
+    each = max(1, BLOCK_IMAGES // layout.shard_images)
+    blocks = []
+    absent = Listed()
+    with ThreadPoolExecutor(READERS) as readers:
+        for number, first in enumerate(range(0, layout.shards, each)):
+            shards = range(first, min(first + each, layout.shards))
+            path = folder / f"block-{number:05d}.npz"
+            stamps = zip(shards, readers.map(store.stamp, shards), strict=True)
+            wanted = {shard: bytes.fromhex(stamp) for shard, stamp in stamps if stamp is not None}
+            count = _brought_up_to_date(store, names, path, shards, wanted, readers, missing)
+            if count:
+                blocks.append((path, count))
+            absent.add(shard for shard in shards if shard not in wanted)
+            read(len(shards))
+    if absent.count:
+        missing(f"{absent.count} of {layout.shards} shards not explained: {absent}")
+    return Gathered(tuple(blocks), reader)
+
+
+class Listed:
+    """Numbers, of which the first few are named."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: list[int] = []
+
+    def add(self, numbers: Iterable[int]) -> None:
+        """More of them."""
+        for number in numbers:
+            self.count += 1
+            if len(self._first) < _NAMED:
+                self._first.append(number)
+
+    def __str__(self) -> str:
+        rest = self.count - len(self._first)
+        return ", ".join(map(str, self._first)) + (f" and {rest} more" if rest else "")
+
+
+_NAMED = 12
+
+
+def _brought_up_to_date(
+    store: MapStore,
+    names: list[str],
+    path: Path,
+    shards: range,
+    wanted: Mapping[int, bytes],
+    readers: ThreadPoolExecutor,
+    missing: Callable[[str], None],
+) -> int:
+    """Writes a block anew where it is not what is wanted; returns how many images it has."""
+    old = _read_block(path, names)
+    known = _stamps(old, shards) if old else {}
+    if old and known == wanted:
+        return len(old[IMAGE])
+    kept = {shard for shard, stamp in wanted.items() if known.get(shard) == stamp}
+    new = [shard for shard in wanted if shard not in kept]
+    found = dict(zip(new, readers.map(lambda shard: _shard(store, names, shard), new), strict=True))
+    parts: dict[int, Arrays] = {}
+    for shard in wanted:
+        part = found.get(shard)
+        if isinstance(part, MaehpcError):
+            missing(str(part))
+        else:
+            parts[shard] = _rows(old, store.images(shard)) if part is None else part
+    if not parts:
+        path.unlink(missing_ok=True)
+        return 0
+    table = np.zeros((len(shards), _STAMP_BYTES), np.uint8)
+    for shard in parts:
+        table[shard - shards.start] = np.frombuffer(wanted[shard], np.uint8)
+    arrays = {name: np.concatenate([part[name] for part in parts.values()]) for name in [IMAGE, *names]}
+    with files.atomic_path(path) as partial, partial.open("wb") as handle:
+        np.savez(handle, **{_STAMPS: table}, **arrays)  # type: ignore[arg-type]
+    return len(arrays[IMAGE])
+
+
+def _shard(store: MapStore, names: list[str], shard: int) -> Arrays | MaehpcError:
+    try:
+        return {IMAGE: np.array(store.images(shard), np.int64), **store.read_arrays(names, shard)}
+    except MaehpcError as error:
+        return error
+
+
+def _rows(block: Arrays, images: range) -> Arrays:
+    first, last = np.searchsorted(block[IMAGE], (images.start, images.stop))
+    return {name: values[first:last] for name, values in block.items() if name != _STAMPS}
+
+
+def _read_block(path: Path, names: list[str]) -> Arrays:
+    """All of a block; nothing where it is absent, damaged, or of other arrays."""
+    try:
+        with np.load(path, allow_pickle=False) as block:
+            arrays = {name: block[name] for name in block.files}
+    except _DAMAGE:
+        return {}
+    return arrays if set(arrays) == {_STAMPS, IMAGE, *names} else {}
+
+
+def _stamps(block: Arrays, shards: range) -> dict[int, bytes]:
+    """The stamps of the shards that a block holds."""
+    rows = [stamp.tobytes() for stamp in block[_STAMPS]]
+    return {shard: stamp for shard, stamp in zip(shards, rows, strict=False) if any(stamp)}
+
+
+def remove_others(folder: Path, kept: Iterable[Path]) -> None:
+    """Deletes blocks of stores that are no more.
+
+    Args:
+        folder: of the blocks of all stores.
+        kept: blocks that are in use.
+    """
+    wanted = set(kept)
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder stands behind it
+        if path.is_dir():
+            with suppress(OSError):  # it holds something
+                path.rmdir()
+        elif path not in wanted:
+            path.unlink()
