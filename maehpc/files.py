@@ -53,6 +53,8 @@ def writing(path: Path) -> Iterator[None]:
 def reading(path: Path) -> Iterator[None]:
     """Turns an `OSError` inside the block into a `RunError` about `path`, but lets an absent file be told apart.
 
+    Of a remote path whatever went wrong is turned into one: each file system has its own kinds of error.
+
     Raises:
         FileNotFoundError: the file, or a folder above it, is not there.
     """
@@ -64,6 +66,10 @@ def reading(path: Path) -> Iterator[None]:
         raise RunError(f"cannot read {path}: permission is denied; make it readable") from error
     except OSError as error:
         raise RunError(f"cannot read {path}: {_reason(error)}") from error
+    except Exception as error:
+        if isinstance(path, Path):
+            raise
+        raise RunError(f"cannot read {path}: {type(error).__name__}: {error}") from error
 
 
 def user_path(text: str) -> Path:

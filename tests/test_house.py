@@ -12,7 +12,7 @@ import maehpc
 PACKAGE = Path(maehpc.__file__).parent
 FOUNDATION = {
     *("errors", "files", "keys", "ownership", "interruption", "experiment"),
-    *("shipped", "progress", "devices", "addresses", "catalogue", "upstream"),
+    *("shipped", "progress", "devices", "addresses", "places", "catalogue", "upstream"),
 }
 MAY_IMPORT = {
     **dict.fromkeys(FOUNDATION, FOUNDATION),

@@ -32,6 +32,7 @@ from maehpc.maps.ledger import (
     store_digest,
 )
 from maehpc.ownership import Owner
+from maehpc.places import is_remote
 
 _NAMED_DIFFERENCES = 3
 
@@ -170,9 +171,12 @@ class MapStore:
         return [shard for shard in range(self.layout.shards) if self._whole(shard, deep)]
 
     def stamp(self, shard: int) -> str | None:
-        """What tells a shard's content from any other: a digest of its record; None where it is `missing`."""
+        """What tells a shard's content from any other: a digest of its record; None where it is `missing`.
+
+        Of a remote store the record alone is looked at: whether its files are there is told when they are read.
+        """
         record = self._shard_record(shard)
-        if record is None or _damaged(self.path, record.files, deep=False):
+        if record is None or (not is_remote(self.path) and _damaged(self.path, record.files, deep=False)):
             return None
         return files.sha256_bytes(record.model_dump_json().encode())
 

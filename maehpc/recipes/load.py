@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from maehpc import files
 from maehpc.errors import InputError
+from maehpc.places import is_remote
 from maehpc.recipes.settings import Recipe
 from maehpc.shipped import shipped_folder
 
@@ -163,10 +164,14 @@ def load_recipe(
 def read_recipe(path: Path) -> Recipe:
     """The resolved recipe an experiment wrote.
 
+    Args:
+        path: here, or remote (`maehpc.places`), where it may include no others.
+
     Raises:
         InputError: the file is missing or does not hold a recipe.
     """
-    return _validated(_resolve_includes(_locate(str(path), None)), f"recipe {path}")
+    mapping = _read_mapping(path) if is_remote(path) else _resolve_includes(_locate(str(path), None))
+    return _validated(mapping, f"recipe {path}")
 
 
 def recipe_yaml(recipe: Recipe) -> str:

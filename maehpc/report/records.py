@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from maehpc import files
 from maehpc.errors import InputError
@@ -112,17 +113,19 @@ def read_curves(path: Path) -> Curves | None:
 def read_reconstructions(path: Path) -> Reconstructions | None:
     """The reconstructions of a finished pretraining, or None where there are none.
 
+    The file's bytes are read, and not the file: it may be remote.
+
     Raises:
         InputError: the file is cut off, or its arrays are not reconstructions.
     """
-    if not path.is_file():
+    data = _bytes(path)
+    if data is None:
         return None
     try:
-        with safe_open(path, framework="numpy") as handle:
-            names = list(handle.keys())  # the handle itself cannot be iterated
-            arrays: dict[str, NDArray[Any]] = {name: handle.get_tensor(name) for name in names}
-            result = Reconstructions(**arrays, mask_ratio=float((handle.metadata() or {})["mask_ratio"]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        size = int.from_bytes(data[:8], "little")
+        facts = json.loads(data[8 : 8 + size])["__metadata__"]
+        result = Reconstructions(**load(data), mask_ratio=float(facts["mask_ratio"]))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not hold reconstructions ({error}); run pretrain again") from error
     pictures = (result.original, result.masked, result.reconstructed)
     if not all(
