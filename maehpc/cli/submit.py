@@ -49,6 +49,11 @@ UNKNOWN_S = 60.0
     help="Profile: where to compute. A shipped one's name or a YAML file.",
 )
 @click.option("--nodes", type=click.IntRange(min=1), help="Hosts of a job.  [default: the profile's]")
+@click.option(
+    "--min-nodes",
+    type=click.IntRange(min=1),
+    help="Explain with so many hosts where not all of --nodes can be had or come up.  [default: all]",
+)
 @click.option("--gpus-per-node", type=click.IntRange(min=0), help="GPUs on each host.  [default: the profile's]")
 @click.option("--time", "time_min", help="Wall time: minutes, 12:00:00 or 2-00:00:00.  [default: the profile's]")
 @click.option("--partition", help="Slurm's partition.  [default: the profile's]")
@@ -99,6 +104,7 @@ def _request(
     progress: Progress,
     cluster: str,
     nodes: int | None,
+    min_nodes: int | None,
     gpus_per_node: int | None,
     time_min: str | None,
     partition: str | None,
@@ -142,6 +148,7 @@ def _request(
         directory=Path.cwd(),
         after=tuple(jobs),
         after_jobs=tuple(ids),
+        min_nodes=min_nodes,
     )
     check_request(request)
     return request

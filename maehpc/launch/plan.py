@@ -57,6 +57,7 @@ class Request:
         directory: where the client stands, absolute.
         after: our jobs that must have succeeded first.
         after_jobs: ids of other jobs of Slurm's that must have succeeded first.
+        min_nodes: hosts without which explaining does not go on; None: all of a job's.
     """
 
     stage: str
@@ -69,6 +70,7 @@ class Request:
     directory: Path
     after: tuple[JobFolder, ...] = ()
     after_jobs: tuple[str, ...] = ()
+    min_nodes: int | None = None
 
     @property
     def array(self) -> bool:
@@ -180,6 +182,7 @@ def _record(request: Request, stage: str, member: Member, code: Snapshot) -> Job
         profile=profile.model_dump(mode="json"),
         profile_name=request.profile_name,
         nodes=nodes,
+        min_nodes=request.min_nodes if workers and request.min_nodes != nodes else None,
         tasks_per_node=tasks,
         workers_per_node=workers,
         time_min=time_min,
@@ -285,14 +288,27 @@ def check_request(request: Request) -> None:
     """Refuses what is wrong whatever the scheduler says.
 
     Raises:
-        InputError: a path that Slurm's header cannot hold, members of a sweep with different stages, or a profile that
-            takes no jobs.
+        InputError: a path that Slurm's header cannot hold, members of a sweep with different stages, a profile that
+            takes no jobs, or a wish that the stage cannot meet.
     """
     if not isinstance(request.profile, (SlurmProfile, LocalProfile)):
         raise InputError("--cluster debug computes in the foreground; use `maehpc run`, or --cluster local")
     if len({chain_of(request.stage, member.recipe) for member in request.members}) > 1:
         raise InputError("--array encoder.weights: members would not go through the same stages; submit them apart")
+    if request.min_nodes is not None:
+        _check_min_nodes(request, request.min_nodes)
     for member in request.members:
         root = str(member.experiment.root)
         if "%" in root or re.search(r"[\x00-\x1f\x7f]", root):
             raise InputError(f"--results, --name: {root!r} holds a % or a line break, which Slurm changes; rename it")
+
+
+def _check_min_nodes(request: Request, least: int) -> None:
+    profile = request.profile
+    if EXPLAIN not in chain_of(request.stage, request.members[0].recipe):
+        why = {"pretrain": "pretraining", "finetune": "finetuning", "probe": "probing"}[request.stage]
+        raise InputError(f"--min-nodes {least}: {why} shares every batch among all ranks; leave it out")
+    if not isinstance(profile, SlurmProfile):
+        raise InputError(f"--min-nodes {least}: this machine is one; give a Slurm profile with --cluster")
+    if least > profile.nodes:
+        raise InputError(f"--min-nodes {least}: the job has {profile.nodes} hosts; give at most so many")

@@ -448,7 +448,7 @@ def cells(row: Row) -> tuple[str, ...]:
     """The texts of `COLUMNS` for a job."""
     beat = row.heartbeat if row.moving else None
     last = row.heartbeat
-    asked = "" if row.record is None else str(row.record.nodes)
+    asked = "" if row.record is None else _nodes(row.record)
     rate = beat.images_per_second if beat else None
     return (
         row.job.label,
@@ -461,6 +461,10 @@ def cells(row: Row) -> tuple[str, ...]:
         "" if beat is None or beat.seconds_left is None else duration(beat.seconds_left),
         "" if last is None or last.loss is None else f"{last.loss:.4f}",
     )
+
+
+def _nodes(record: JobRecord) -> str:
+    return str(record.nodes) if record.min_nodes is None else f"{record.min_nodes}-{record.nodes}"
 
 
 COLUMNS = ("job", "id", "state", "nodes", "attempt", "progress", "images/s", "left", "loss")

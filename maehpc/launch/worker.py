@@ -2,7 +2,7 @@
 
 Signals are taken from the first line on. They only ask for the end: the ranks agree on a step, a whole checkpoint is
 written, and the attempt's outcome says that it is to be continued. The batch script's last line (`after.py`) sees to
-that. Rank 0 alone writes into the job's folder.
+that. Rank 0 alone writes into the job's folder; other hosts of a pool leave word there of their own part.
 """
 
 from __future__ import annotations
@@ -166,7 +166,9 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
     pulse = Pulse(job, attempt)
 
     def ended(outcome: Outcome) -> None:
-        if leader or (outcome.outcome in ("failed", "refused") and job.outcome(attempt) is None):
+        if record.workers_per_node and not leader:
+            allocation.say(job, attempt, seat, outcome.reason)  # a pool may go on without this host
+        elif leader or (outcome.outcome in ("failed", "refused") and job.outcome(attempt) is None):
             job.write_outcome(attempt, outcome)
 
     def look() -> None:
@@ -196,7 +198,7 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
                 ranks = "1 rank" if seat.size == 1 else f"{seat.size} ranks"
                 if record.workers_per_node:
                     watches.callback(allocation.leave, job, attempt)
-                    ranks = f"{record.nodes * record.workers_per_node} workers"
+                    ranks = f"{len(seat.hosts) * record.workers_per_node} workers"
                 print(f"maehpc: {job.label}, attempt {attempt}, {ranks} on {' '.join(seat.hosts)}", flush=True)
             if record.workers_per_node and not leader:
                 allocation.serve(job, record, seat, attempt, stop)
@@ -204,7 +206,7 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
             with _context(job, record, seat, attempt, pulse, stop) as context:
                 fleet = None
                 if record.workers_per_node:
-                    fleet = allocation.fleet(job, record, seat, attempt, context.device, seconds_left)
+                    fleet = allocation.fleet(job, record, seat, attempt, context, seconds_left)
                 _work(context, record, pulse, fleet)
             if leader:
                 pulse.write()
