@@ -15,6 +15,7 @@ from maehpc.cli.experiment import Words, experiment_options, settle
 from maehpc.cli.options import (
     complete_profile,
     json_option,
+    metrics_port_option,
     packs_option,
     results_option,
     set_verbosity,
@@ -71,6 +72,7 @@ UNKNOWN_S = 60.0
     metavar="JOB",
     help="Begin when JOB has succeeded: EXPERIMENT (its newest), EXPERIMENT/NUMBER, EXPERIMENT/STAGE or Slurm's id.",
 )
+@metrics_port_option
 @click.option("--dry-run", is_flag=True, help="Print the scripts and what it would cost; submit and write nothing.")
 @click.option("--wait", is_flag=True, help="Stay until the jobs have ended; exit code 1 unless all are done.")
 @results_option
@@ -112,6 +114,7 @@ def _request(
     qos: str | None,
     array: tuple[str, ...],
     after: tuple[str, ...],
+    metrics_port: int | None,
     results: Path,
     packs: Path | None,
     **words: Any,
@@ -149,6 +152,7 @@ def _request(
         after=tuple(jobs),
         after_jobs=tuple(ids),
         min_nodes=min_nodes,
+        metrics_port=metrics_port,
     )
     check_request(request)
     return request

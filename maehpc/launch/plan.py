@@ -58,6 +58,7 @@ class Request:
         after: our jobs that must have succeeded first.
         after_jobs: ids of other jobs of Slurm's that must have succeeded first.
         min_nodes: hosts without which explaining does not go on; None: all of a job's.
+        metrics_port: where explaining tells Prometheus how far it is; 0: a free one; None: nowhere.
     """
 
     stage: str
@@ -71,6 +72,7 @@ class Request:
     after: tuple[JobFolder, ...] = ()
     after_jobs: tuple[str, ...] = ()
     min_nodes: int | None = None
+    metrics_port: int | None = None
 
     @property
     def array(self) -> bool:
@@ -185,6 +187,7 @@ def _record(request: Request, stage: str, member: Member, code: Snapshot) -> Job
         min_nodes=request.min_nodes if workers and request.min_nodes != nodes else None,
         tasks_per_node=tasks,
         workers_per_node=workers,
+        metrics_port=request.metrics_port if stage == EXPLAIN else None,
         time_min=time_min,
         code=str(code.path),
         code_digest=code.digest,
@@ -297,6 +300,8 @@ def check_request(request: Request) -> None:
         raise InputError("--array encoder.weights: members would not go through the same stages; submit them apart")
     if request.min_nodes is not None:
         _check_min_nodes(request, request.min_nodes)
+    if request.metrics_port is not None:
+        _check_metrics_port(request, request.metrics_port)
     for member in request.members:
         root = str(member.experiment.root)
         if "%" in root or re.search(r"[\x00-\x1f\x7f]", root):
@@ -312,3 +317,16 @@ def _check_min_nodes(request: Request, least: int) -> None:
         raise InputError(f"--min-nodes {least}: this machine is one; give a Slurm profile with --cluster")
     if least > profile.nodes:
         raise InputError(f"--min-nodes {least}: the job has {profile.nodes} hosts; give at most so many")
+
+
+def _check_metrics_port(request: Request, port: int) -> None:
+    profile = request.profile
+    if EXPLAIN not in chain_of(request.stage, request.members[0].recipe):
+        raise InputError(f"--metrics-port {port}: metrics tell of explaining; leave it out of {request.stage}")
+    if isinstance(profile, LocalProfile) and profile.tasks > 1:
+        raise InputError(
+            f"--metrics-port {port}: the {profile.tasks} ranks of a local job have no common count; use `maehpc run "
+            f"{request.stage} --workers {profile.tasks}`"
+        )
+    if port and len(request.members) > 1:
+        raise InputError(f"--metrics-port {port}: members of a sweep may share a host; give 0 for a free port each")

@@ -64,6 +64,7 @@ class JobRecord(_Record):
         min_nodes: of them, without which the pool that explains does not go on; None: all.
         tasks_per_node: ranks a host; one a GPU.
         workers_per_node: of the pool that explains, a host; 0 where ranks compute by themselves.
+        metrics_port: where explaining tells Prometheus how far it is; 0: a free one; None: nowhere.
         time_min: wall time asked for, minutes.
         code: absolute path of the snapshot that runs.
         code_digest: of the snapshot's files.
@@ -86,6 +87,7 @@ class JobRecord(_Record):
     min_nodes: int | None = None
     tasks_per_node: int
     workers_per_node: int = 0
+    metrics_port: int | None = None
     time_min: int
     code: str
     code_digest: str
@@ -146,6 +148,8 @@ class Heartbeat(_Record):
         phase: what it is at: starting, a stage's name, saving, ending.
         dataset: being worked on; several have commas between.
         parts: where several are worked on at once, units finished and units in all, by data set.
+        rates: of those parts, images a second over the last moments.
+        failures: times that a piece of the work failed or ended its worker, by data set; those without are left out.
         done: units finished.
         total: units of the present work.
         unit: step or image.
@@ -159,6 +163,8 @@ class Heartbeat(_Record):
     phase: str
     dataset: str | None = None
     parts: dict[str, tuple[int, int]] = {}
+    rates: dict[str, float] = {}
+    failures: dict[str, int] = {}
     done: int | None = None
     total: int | None = None
     unit: str | None = None

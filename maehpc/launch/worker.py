@@ -27,6 +27,7 @@ from maehpc.launch.signals import take_signals
 if TYPE_CHECKING:
     from maehpc.stages.context import Context
     from maehpc.stages.pooled import Fleet
+    from maehpc.stages.prometheus import ExplainMetrics
 
 LOCAL_RESTART = 144
 """With this exit code submitit's local controller starts the tasks again."""
@@ -92,7 +93,13 @@ def _threads(profile: Profile, seat: Seat, recorded: int | None) -> int:
 
 @contextmanager
 def _context(
-    job: JobFolder, record: JobRecord, seat: Seat, attempt: int, pulse: Pulse, stop: Stop
+    job: JobFolder,
+    record: JobRecord,
+    seat: Seat,
+    attempt: int,
+    pulse: Pulse,
+    stop: Stop,
+    metrics: ExplainMetrics | None,
 ) -> Iterator[Context]:
     """What the stage is given; where a pool computes, one rank of the job computes with it and meets no others."""
     from maehpc.devices import choose_device, set_threads
@@ -122,6 +129,7 @@ def _context(
             world=joined,
             stop=stop,
             identity=str(job.path),
+            metrics=metrics,
         )
 
 
@@ -203,7 +211,8 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
             if record.workers_per_node and not leader:
                 allocation.serve(job, record, seat, attempt, stop)
                 return 0
-            with _context(job, record, seat, attempt, pulse, stop) as context:
+            metrics = watches.enter_context(_metrics(record, seat)) if record.metrics_port is not None else None
+            with _context(job, record, seat, attempt, pulse, stop, metrics) as context:
                 fleet = None
                 if record.workers_per_node:
                     fleet = allocation.fleet(job, record, seat, attempt, context, seconds_left)
@@ -229,6 +238,19 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
         return error.exit_code
     ended(Outcome(outcome="done"))
     return 0
+
+
+@contextmanager
+def _metrics(record: JobRecord, seat: Seat) -> Iterator[ExplainMetrics]:
+    """Serves metrics on the address of rank 0's host that others reach, as Prometheus is elsewhere."""
+    from maehpc.addresses import address_for
+    from maehpc.stages.prometheus import LOOPBACK, serving
+
+    profile = parse_profile(record.profile)
+    assert record.metrics_port is not None
+    address = address_for(seat.hosts[1:], profile.interface) if isinstance(profile, SlurmProfile) else LOOPBACK
+    with serving(record.metrics_port, address, lambda told: print(f"maehpc: {told}", flush=True)) as metrics:
+        yield metrics
 
 
 def _unknown() -> float | None:
