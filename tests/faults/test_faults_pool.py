@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -165,7 +167,10 @@ def test_a_host_that_does_not_come_up_ends_the_attempt_or_is_done_without(
         assert "--min-nodes 1 goes on" in outcome.reason
         until(lambda: not processes(one), 30, lambda: f"left: {processes(one)}")
 
-        one.submit("--nodes", "4", "--min-nodes", "2", stage="explain")
+        one.submit("--nodes", "4", "--min-nodes", "2", "--metrics-port", "0", stage="explain")
+        url = until(lambda: re.search(r"http://10\.77\.0\.11:\d+/metrics", one.log()), 120, one.told)[0]
+        with urllib.request.urlopen(url, timeout=10) as scrape:  # from this side, as Prometheus would
+            assert b"maehpc_build_info{version=" in scrape.read()
         one.completed()
     second = one.job.attempt(1)
     assert second is not None and second.hosts == ("n1", "n2", "n3"), one.told()

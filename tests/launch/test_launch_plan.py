@@ -134,6 +134,22 @@ def test_stages_and_numbers_that_fewer_hosts_mean_nothing_to(
         check_request(request(tmp_path, stage, profile=POOL, min_nodes=least))
 
 
+def test_metrics_are_of_explaining_alone(tmp_path: Path) -> None:
+    wanted = request(tmp_path, "pipeline", metrics_port=0)
+    check_request(wanted)
+    records = {step.stage: step.records[0] for step in plan.steps_of(wanted, Snapshot(tmp_path, "0" * 64))}
+    assert {stage for stage, record in records.items() if record.metrics_port is not None} == {"explain"}
+    assert records["explain"].metrics_port == 0
+    with pytest.raises(InputError, match=r"--metrics-port 0: .* leave it out of finetune"):
+        check_request(request(tmp_path, "finetune", metrics_port=0))
+    check_request(request(tmp_path, "explain", names=("a", "b"), metrics_port=0))
+    with pytest.raises(InputError, match="--metrics-port 9400: members of a sweep"):
+        check_request(request(tmp_path, "explain", names=("a", "b"), metrics_port=9400))
+    check_request(here(tmp_path, stage="explain", metrics_port=9400))
+    with pytest.raises(InputError, match=r"2 ranks of a local job .* --workers 2"):
+        check_request(here(tmp_path, stage="explain", metrics_port=9400, profile={"tasks": 2}))
+
+
 def test_wishes_of_the_command_line_are_checked_like_a_file() -> None:
     mini = load_profile("mini")
     wished = overridden(mini, {"nodes": 2, "gpus_per_node": 1, "time_min": "2-00:00", "account": None})
