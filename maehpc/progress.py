@@ -68,8 +68,10 @@ class Silent:
 
 
 def in_words(values: Mapping[str, float]) -> str:
-    """Numbers with their names: `loss 0.4100`."""
-    return ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    """Numbers with their names: `loss 0.4100`, `failures 2`."""
+    return ", ".join(
+        f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in values.items()
+    )
 
 
 def rate_in_words(images: float, seconds: float) -> str:

@@ -56,3 +56,7 @@ def test_a_terminal_shows_values_and_a_rate_where_units_are_images() -> None:
         shown.append(console.file.getvalue())
     assert all("20/20" in text and "loss 0.2500" in text for text in shown)
     assert "images/s" in shown[0] and "images/s" not in shown[1]
+
+
+def test_counts_are_told_as_counts() -> None:
+    assert in_words({"loss": 0.5, "failures": 2}) == "loss 0.5000, failures 2"

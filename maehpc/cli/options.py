@@ -33,6 +33,15 @@ def packs_option(function: Function) -> Function:
     )(function)
 
 
+def metrics_port_option(function: Function) -> Function:
+    """Whether Prometheus can see how far explaining is."""
+    return click.option(
+        "--metrics-port",
+        type=click.IntRange(0, 65535),
+        help="Serve metrics of explaining to Prometheus on this port; 0: on one that is free.  [default: none]",
+    )(function)
+
+
 def verbosity_options(function: Function) -> Function:
     """How much is said."""
     function = click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and results.")(function)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from maehpc.cli.experiment import Words, experiment_options, settle
 from maehpc.cli.options import (
     complete_profile,
     json_option,
+    metrics_port_option,
     packs_option,
     results_option,
     set_verbosity,
@@ -37,6 +39,11 @@ if TYPE_CHECKING:
     default=1,
     show_default=True,
     help="Processes that explain, each on a GPU or on its part of the cores.",
+)
+@metrics_port_option
+@click.option(
+    "--metrics-address",
+    help="Address of this host to serve them on.  [default: 127.0.0.1, which no other host reaches]",
 )
 @click.option("--pdb", "debugger", is_flag=True, help="Drop into the debugger where an error is raised.")
 @results_option
@@ -75,6 +82,8 @@ def _run(
     device: Any,
     threads: int | None,
     workers: int,
+    metrics_port: int | None,
+    metrics_address: str | None,
     results: Path,
     packs: Path | None,
     as_json: bool,
@@ -93,6 +102,7 @@ def _run(
     from maehpc.stages.pipeline import run_stages, stages_of
     from maehpc.stages.pooled import local_fleet
     from maehpc.stages.preflight import check
+    from maehpc.stages.prometheus import LOOPBACK, serving
     from maehpc.stages.provenance import recorded_threads
 
     profile = load_profile(cluster)
@@ -103,14 +113,22 @@ def _run(
     set_threads(threads or profile.threads or recorded_threads(experiment.provenance))
     stop = Stop()
     take_signals(stop)
-    context = Context(experiment, recipe, computing_device, packs, progress, stop=stop)
     names = stages_of(wanted.stage, recipe.encoder.weights)
     if workers > 1 and "explain" not in names:
         raise InputError(f"--workers {workers}: {wanted.stage} is computed by one process; leave the option out")
-    check(context, names)
-    fleet = local_fleet(computing_device, workers) if workers > 1 else None
-    with begin(context, sys.argv[1:], names), out_of_memory_told():
-        records = run_stages(context, names, fleet)
+    if metrics_port is not None and "explain" not in names:
+        raise InputError(f"--metrics-port {metrics_port}: metrics tell of explaining; leave it out of {wanted.stage}")
+    if metrics_port is None and metrics_address is not None:
+        raise InputError(f"--metrics-address {metrics_address} says where alone; give --metrics-port too")
+    with ExitStack() as until_end:
+        metrics = None
+        if metrics_port is not None:
+            metrics = until_end.enter_context(serving(metrics_port, metrics_address or LOOPBACK, progress.say))
+        context = Context(experiment, recipe, computing_device, packs, progress, stop=stop, metrics=metrics)
+        check(context, names)
+        fleet = local_fleet(computing_device, workers) if workers > 1 else None
+        with begin(context, sys.argv[1:], names), out_of_memory_told():
+            records = run_stages(context, names, fleet)
     if wanted.stage == "pipeline":
         print_summary(aggregate(experiment.root, progress=progress), as_json)
     elif as_json:

@@ -61,10 +61,11 @@ def command(jobs: tuple[str, ...], results: Path, everything: bool, watch: bool,
     failed, cancelled, and unknown where neither the scheduler nor the job's own records tell.
 
     With --json an object is printed: "jobs" holds for each job its job, folder, experiment, stage, scheduler, job_id,
-    state, sentence, slurm_state, slurm_reason, nodes_asked, nodes, attempt, phase, dataset, parts, done, total, unit,
-    images_per_second, seconds_left, wall_seconds_left, loss, first_step_seconds, sequence (null where not known); parts
-    holds done and total of each data set where several are worked on at once, "left_out" is the number of jobs not
-    shown, "silence" says why Slurm could not be asked.
+    state, sentence, slurm_state, slurm_reason, nodes_asked, nodes, attempt, phase, dataset, parts, rates, failures,
+    done, total, unit, images_per_second, seconds_left, wall_seconds_left, loss, first_step_seconds, sequence (null
+    where not known); parts holds done and total of each data set where several are worked on at once, rates their
+    images a second, failures how many times a shard of a data set failed or ended its worker; "left_out" is the number
+    of jobs not shown, "silence" says why Slurm could not be asked.
     """
     from maehpc.launch.status import read
 
@@ -185,15 +186,17 @@ class _Standstill:
 
 
 def _sentences(rows: list[Row], still: _Standstill) -> list[str]:
+    """What the table has no room for: why a job waits or stands still, and a line a data set."""
+    from maehpc.launch.status import parts
+
     found = []
     for row in rows:
         seconds = still.seconds(row)
         words = [row.sentence] if row.sentence else []
-        parts = row.heartbeat.parts if row.heartbeat is not None and row.state == "running" else {}
-        words += [", ".join(f"{name} {done}/{total}" for name, (done, total) in parts.items())] if parts else []
         words += [f"nothing has moved for {seconds:.0f} s"] if seconds >= STILL_S else []
         if words:
             found.append(f"{row.job.label}: {'; '.join(words)}")
+        found += [f"{row.job.label}: {told}" for told in parts(row)]
     return found
 
 

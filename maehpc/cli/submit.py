@@ -15,6 +15,7 @@ from maehpc.cli.experiment import Words, experiment_options, settle
 from maehpc.cli.options import (
     complete_profile,
     json_option,
+    metrics_port_option,
     packs_option,
     results_option,
     set_verbosity,
@@ -49,6 +50,11 @@ UNKNOWN_S = 60.0
     help="Profile: where to compute. A shipped one's name or a YAML file.",
 )
 @click.option("--nodes", type=click.IntRange(min=1), help="Hosts of a job.  [default: the profile's]")
+@click.option(
+    "--min-nodes",
+    type=click.IntRange(min=1),
+    help="Explain with so many hosts where not all of --nodes can be had or come up.  [default: all]",
+)
 @click.option("--gpus-per-node", type=click.IntRange(min=0), help="GPUs on each host.  [default: the profile's]")
 @click.option("--time", "time_min", help="Wall time: minutes, 12:00:00 or 2-00:00:00.  [default: the profile's]")
 @click.option("--partition", help="Slurm's partition.  [default: the profile's]")
@@ -66,6 +72,7 @@ UNKNOWN_S = 60.0
     metavar="JOB",
     help="Begin when JOB has succeeded: EXPERIMENT (its newest), EXPERIMENT/NUMBER, EXPERIMENT/STAGE or Slurm's id.",
 )
+@metrics_port_option
 @click.option("--dry-run", is_flag=True, help="Print the scripts and what it would cost; submit and write nothing.")
 @click.option("--wait", is_flag=True, help="Stay until the jobs have ended; exit code 1 unless all are done.")
 @results_option
@@ -99,6 +106,7 @@ def _request(
     progress: Progress,
     cluster: str,
     nodes: int | None,
+    min_nodes: int | None,
     gpus_per_node: int | None,
     time_min: str | None,
     partition: str | None,
@@ -106,6 +114,7 @@ def _request(
     qos: str | None,
     array: tuple[str, ...],
     after: tuple[str, ...],
+    metrics_port: int | None,
     results: Path,
     packs: Path | None,
     **words: Any,
@@ -142,6 +151,8 @@ def _request(
         directory=Path.cwd(),
         after=tuple(jobs),
         after_jobs=tuple(ids),
+        min_nodes=min_nodes,
+        metrics_port=metrics_port,
     )
     check_request(request)
     return request

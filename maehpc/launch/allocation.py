@@ -5,7 +5,8 @@
     the job's folder; the driver             anew where Ray ends; ends with the attempt
 
 The hosts meet through the job's folder alone. A host that comes late is put to work when it is there, and one that is
-lost costs the shards that it had in hand.
+lost costs the shards that it had in hand. Rank 0 calls the roll (`rollcall.py`): hosts that never come end the attempt,
+unless fewer are enough.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ from typing import TYPE_CHECKING
 from maehpc.addresses import address_for, route_to
 from maehpc.errors import InputError, LostRanksError, RunError
 from maehpc.interruption import Stop
+from maehpc.launch.logs import log_files, start_of_last_lines
 from maehpc.launch.profile import Profile, SlurmProfile, parse_profile
 from maehpc.launch.record import JobFolder, JobRecord
+from maehpc.launch.rollcall import Absent, RollCall
 from maehpc.launch.seat import Seat
 
 if TYPE_CHECKING:
     import torch
 
     from maehpc.pool.cluster import Head
+    from maehpc.stages.context import Context
     from maehpc.stages.pooled import Fleet, Lost
 
 ANNOUNCED_WITHIN_S = 7200.0
@@ -42,6 +46,8 @@ LASTING_S = 60.0
 PARTING_S = 15.0
 """Seconds that a host that was asked to end gives rank 0 to say how the attempt ended."""
 LOOK_S = 1.0
+_LONGEST = 300
+"""Bytes of a host's last line that are told."""
 
 
 def fleet(
@@ -49,10 +55,12 @@ def fleet(
     record: JobRecord,
     seat: Seat,
     attempt: int,
-    device: torch.device,
+    context: Context,
     seconds_left: Callable[[], float | None],
 ) -> Fleet:
-    """The workers of all hosts of the job, for rank 0.
+    """The workers of all hosts that the job has, for rank 0.
+
+    In the block of its cluster a RunError is raised where too few of the hosts come up.
 
     Raises:
         InputError: a host has fewer GPUs than workers.
@@ -61,15 +69,68 @@ def fleet(
     from maehpc.stages.pooled import Fleet, threads_each
 
     profile, each = parse_profile(record.profile), record.workers_per_node
-    gpus = _gpus(device, each)
+    gpus = _gpus(context.device, each)
     threads = profile.threads or threads_each(_cpus(seat), each)
     address = address_for(seat.hosts[1:], _interface(profile))
-    cluster = partial(_announced, job, attempt, each, gpus * each, address)
-    return Fleet(each * record.nodes, threads, gpus, cluster, seconds_left)
+    cluster = partial(_called, job, record, seat, attempt, context, each, gpus * each, address)
+    return Fleet(each * len(seat.hosts), threads, gpus, cluster, seconds_left)
 
 
 @contextmanager
-def _announced(job: JobFolder, attempt: int, cpus: int, gpus: int, address: str) -> Iterator[Lost]:
+def _called(
+    job: JobFolder,
+    record: JobRecord,
+    seat: Seat,
+    attempt: int,
+    context: Context,
+    cpus: int,
+    gpus: int,
+    address: str,
+) -> Iterator[Lost]:
+    """The cluster, and the roll call of its hosts whenever somebody asks whether it is still there."""
+    from maehpc.pool.cluster import joined
+
+    profile = parse_profile(record.profile)
+    assert isinstance(profile, SlurmProfile)
+    with _announced(job, attempt, seat.hosts[0], cpus, gpus, address) as lost:
+        roll = RollCall(
+            job.label,
+            seat.hosts,
+            record.min_nodes or len(seat.hosts),
+            profile.host_timeout_s,
+            joined,
+            partial(_absent, job, seat, attempt),
+            context.progress.warn,
+        )
+
+        def look() -> str | None:
+            why = lost()
+            if why is None and context.stop.reason is None:
+                roll.look()
+            return why
+
+        yield look
+
+
+def _absent(job: JobFolder, seat: Seat, attempt: int, host: str) -> Absent:
+    """What is known of a host that has not joined; what cannot be read now is left out."""
+    said: str | None = None
+    log: Path | None = None
+    with suppress(InputError, OSError):
+        said = job.said(attempt, host)
+    with suppress(InputError, OSError):
+        ours = (seat.job_id, seat.hosts.index(host))  # with one task a host, ranks are in the order of hosts
+        printed = [one.path for one in log_files(job) if (one.job_id, one.rank) == ours]
+        log = next((path for path in reversed(printed) if path.stat().st_size), printed[0] if printed else None)
+        if said is None and log is not None and not seat.restart:  # a restart appends to what an earlier one said
+            with log.open("rb") as handle:
+                handle.seek(start_of_last_lines(log, 1))
+                said = " ".join(handle.read(_LONGEST).decode(errors="replace").split()) or None
+    return Absent(host, said, log)
+
+
+@contextmanager
+def _announced(job: JobFolder, attempt: int, name: str, cpus: int, gpus: int, address: str) -> Iterator[Lost]:
     from maehpc.pool.cluster import cluster
 
     secret = _token_path(job, attempt)
@@ -83,7 +144,7 @@ def _announced(job: JobFolder, attempt: int, cpus: int, gpus: int, address: str)
     for older in secret.parent.glob("*.token"):  # of an attempt that was killed
         older.unlink(missing_ok=True)
     try:
-        with cluster(cpus, gpus, address, announce) as lost:
+        with cluster(cpus, gpus, address, announce, name) as lost:
             yield lost
     finally:
         secret.unlink(missing_ok=True)
@@ -105,6 +166,12 @@ def leave(job: JobFolder, attempt: int) -> None:
         path.touch()
 
 
+def say(job: JobFolder, attempt: int, seat: Seat, sentence: str) -> None:
+    """Leaves word for rank 0 of how this host's part stands."""
+    with suppress(RunError):  # a disk that takes no writes; the log has it too
+        job.say(attempt, seat.hosts[seat.rank], sentence)
+
+
 def serve(job: JobFolder, record: JobRecord, seat: Seat, attempt: int, stop: Stop) -> None:
     """Another host's part: joins the cluster, again and again, until the attempt has ended.
 
@@ -116,6 +183,8 @@ def serve(job: JobFolder, record: JobRecord, seat: Seat, attempt: int, stop: Sto
 
     profile, each = parse_profile(record.profile), record.workers_per_node
     ended = _ended(job, attempt, stop)
+    name = seat.hosts[seat.rank]
+    say(job, attempt, seat, "waits for rank 0's cluster")
     head = _found(job, attempt, ended)
     secret = _token_path(job, attempt)
 
@@ -128,12 +197,17 @@ def serve(job: JobFolder, record: JobRecord, seat: Seat, attempt: int, stop: Sto
         begun = time.monotonic()
         address = address_for((), interface) if interface else route_to(head.address.rpartition(":")[0])
         gpus = _visible_gpus() if profile.device != "cpu" else 0
-        said = join(head, each, min(gpus, each), address, over)
+        say(job, attempt, seat, f"Ray is begun at {address} to join {head.address}, and has not come up")
+        try:
+            said = join(head, each, min(gpus, each), address, over, name)
+        except OSError as error:  # no room for Ray's files, say
+            said = " ".join(str(error).split())
         if said is not None:
+            say(job, attempt, seat, f"Ray ended: {said}")
             futile = futile + 1 if time.monotonic() - begun < LASTING_S else 1
             if futile >= FUTILE:
                 raise LostRanksError(f"rank 0's cluster cannot be joined any more ({said}); see its log")
-            print(f"maehpc: Ray ended on {os.uname().nodename} ({said}); it is begun anew", flush=True)
+            print(f"maehpc: Ray ended on {name} ({said}); it is begun anew", flush=True)
             until = time.monotonic() + AGAIN_S
             while time.monotonic() < until and not over():
                 time.sleep(LOOK_S)

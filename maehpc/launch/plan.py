@@ -57,6 +57,8 @@ class Request:
         directory: where the client stands, absolute.
         after: our jobs that must have succeeded first.
         after_jobs: ids of other jobs of Slurm's that must have succeeded first.
+        min_nodes: hosts without which explaining does not go on; None: all of a job's.
+        metrics_port: where explaining tells Prometheus how far it is; 0: a free one; None: nowhere.
     """
 
     stage: str
@@ -69,6 +71,8 @@ class Request:
     directory: Path
     after: tuple[JobFolder, ...] = ()
     after_jobs: tuple[str, ...] = ()
+    min_nodes: int | None = None
+    metrics_port: int | None = None
 
     @property
     def array(self) -> bool:
@@ -180,8 +184,10 @@ def _record(request: Request, stage: str, member: Member, code: Snapshot) -> Job
         profile=profile.model_dump(mode="json"),
         profile_name=request.profile_name,
         nodes=nodes,
+        min_nodes=request.min_nodes if workers and request.min_nodes != nodes else None,
         tasks_per_node=tasks,
         workers_per_node=workers,
+        metrics_port=request.metrics_port if stage == EXPLAIN else None,
         time_min=time_min,
         code=str(code.path),
         code_digest=code.digest,
@@ -285,14 +291,42 @@ def check_request(request: Request) -> None:
     """Refuses what is wrong whatever the scheduler says.
 
     Raises:
-        InputError: a path that Slurm's header cannot hold, members of a sweep with different stages, or a profile that
-            takes no jobs.
+        InputError: a path that Slurm's header cannot hold, members of a sweep with different stages, a profile that
+            takes no jobs, or a wish that the stage cannot meet.
     """
     if not isinstance(request.profile, (SlurmProfile, LocalProfile)):
         raise InputError("--cluster debug computes in the foreground; use `maehpc run`, or --cluster local")
     if len({chain_of(request.stage, member.recipe) for member in request.members}) > 1:
         raise InputError("--array encoder.weights: members would not go through the same stages; submit them apart")
+    if request.min_nodes is not None:
+        _check_min_nodes(request, request.min_nodes)
+    if request.metrics_port is not None:
+        _check_metrics_port(request, request.metrics_port)
     for member in request.members:
         root = str(member.experiment.root)
         if "%" in root or re.search(r"[\x00-\x1f\x7f]", root):
             raise InputError(f"--results, --name: {root!r} holds a % or a line break, which Slurm changes; rename it")
+
+
+def _check_min_nodes(request: Request, least: int) -> None:
+    profile = request.profile
+    if EXPLAIN not in chain_of(request.stage, request.members[0].recipe):
+        why = {"pretrain": "pretraining", "finetune": "finetuning", "probe": "probing"}[request.stage]
+        raise InputError(f"--min-nodes {least}: {why} shares every batch among all ranks; leave it out")
+    if not isinstance(profile, SlurmProfile):
+        raise InputError(f"--min-nodes {least}: this machine is one; give a Slurm profile with --cluster")
+    if least > profile.nodes:
+        raise InputError(f"--min-nodes {least}: the job has {profile.nodes} hosts; give at most so many")
+
+
+def _check_metrics_port(request: Request, port: int) -> None:
+    profile = request.profile
+    if EXPLAIN not in chain_of(request.stage, request.members[0].recipe):
+        raise InputError(f"--metrics-port {port}: metrics tell of explaining; leave it out of {request.stage}")
+    if isinstance(profile, LocalProfile) and profile.tasks > 1:
+        raise InputError(
+            f"--metrics-port {port}: the {profile.tasks} ranks of a local job have no common count; use `maehpc run "
+            f"{request.stage} --workers {profile.tasks}`"
+        )
+    if port and len(request.members) > 1:
+        raise InputError(f"--metrics-port {port}: members of a sweep may share a host; give 0 for a free port each")

@@ -202,6 +202,9 @@ class SlurmProfile(_Common):
     container: Container | None = None
     interface: Word | None = Field(None, description="network interface between hosts, such as ib0; null: found")
     collective_timeout_s: Positive = Field(600, description="seconds until a rank that waits for another gives up")
+    host_timeout_s: Positive = Field(
+        300, description="seconds that the hosts of a pool have to come up; those that came work meanwhile"
+    )
     scratch: Annotated[str, Field(pattern=r"^[A-Za-z0-9_./${}:-]+$")] | None = Field(
         None,
         description="folder on each host's own disk for temporary files, such as $TMPDIR/mine or /local/$SLURM_JOB_ID",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
@@ -16,6 +17,21 @@ BEAT_S = 1.0
 """Seconds between two heartbeats."""
 RATE_WINDOW_S = 20.0
 """Seconds over which images a second are averaged."""
+
+
+class _Rate:
+    """Units a second over the last moments."""
+
+    def __init__(self, now: float, done: int) -> None:
+        self._marks = deque([(now, done)])
+
+    def at(self, now: float, done: int) -> float | None:
+        """The rate now that so many units are finished; None where it cannot be told yet."""
+        self._marks.append((now, done))
+        while len(self._marks) > 2 and now - self._marks[1][0] > RATE_WINDOW_S:
+            self._marks.popleft()
+        since, before = self._marks[0]
+        return (done - before) / (now - since) if now > since else None
 
 
 class Pulse:
@@ -32,9 +48,11 @@ class Pulse:
         self._lock = threading.Lock()
         self._beat = Heartbeat(sequence=0, phase="starting")
         self._started = time.monotonic()
-        self._marks: list[tuple[float, int]] = []
+        self._rate = _Rate(self._started, 0)
         self._images = 1
         self._open: dict[str, tuple[int, int]] = {}
+        self._rates: dict[str, _Rate] = {}
+        self._failures: dict[str, int] = {}
 
     def begin(self, phase: str, dataset: str, total: int, done: int, unit: str, images: int) -> None:
         """A piece of work begins: `total` units of `images` images each (0: they are none), `done` finished earlier.
@@ -44,8 +62,9 @@ class Pulse:
         with self._lock:
             self._images = images
             self._open[dataset] = (done, total)
-            together = self._together()
-            self._marks = [(time.monotonic(), together["done"])]
+            self._failures.pop(dataset, None)
+            together, now = self._together(), time.monotonic()
+            self._rate, self._rates[dataset] = _Rate(now, together["done"]), _Rate(now, done)
             self._beat = Heartbeat(
                 sequence=self._beat.sequence + 1,
                 phase=phase,
@@ -66,30 +85,36 @@ class Pulse:
             "parts": dict(parts) if len(parts) > 1 else {},
             "done": sum(done for done, _ in parts.values()),
             "total": sum(total for _, total in parts.values()),
+            "failures": {name: count for name, count in self._failures.items() if name in parts},
         }
 
-    def advance(self, count: int, loss: float | None, dataset: str) -> None:
-        """`count` more units of a piece of work are finished."""
+    def _part_rates(self, now: float) -> dict[str, float]:
+        if len(self._open) < 2 or not self._images:
+            return {}
+        found = {name: self._rates[name].at(now, done) for name, (done, _) in self._open.items()}
+        return {name: rate * self._images for name, rate in found.items() if rate}
+
+    def advance(self, count: int, loss: float | None, dataset: str, failures: int | None = None) -> None:
+        """`count` more units of a piece of work are finished, and so many of its pieces have failed so far."""
         now = time.monotonic()
         with self._lock:
             before, total = self._open[dataset]
             self._open[dataset] = (before + count, total)
+            if failures is not None:
+                self._failures[dataset] = failures
             together = self._together()
-            done = together["done"]
-            self._marks.append((now, done))
-            while len(self._marks) > 2 and now - self._marks[1][0] > RATE_WINDOW_S:
-                self._marks.pop(0)
-            since, before = self._marks[0]
-            rate = (done - before) / (now - since) if now > since else None
-            left = together["total"] - done
+            rate = self._rate.at(now, together["done"])
+            left = together["total"] - together["done"]
             self._beat = self._beat.model_copy(
                 update={
                     "sequence": self._beat.sequence + 1,
                     **together,
+                    "rates": self._part_rates(now),
                     "images_per_second": rate * self._images if rate and self._images else None,
                     "seconds_left": left / rate if rate else None,
                     "loss": self._beat.loss if loss is None else loss,
-                    "first_step_s": self._beat.first_step_s or now - self._started,
+                    # Told before the first unit: a failure.
+                    "first_step_s": self._beat.first_step_s or (now - self._started if count else None),
                 }
             )
 
@@ -132,7 +157,8 @@ class _JobBar:
 
     def advance(self, count: int = 1, **values: float) -> None:
         self._line.advance(count, **values)
-        self._pulse.advance(count, values.get("loss"), self._dataset)
+        failures = values.get("failures")
+        self._pulse.advance(count, values.get("loss"), self._dataset, None if failures is None else int(failures))
 
 
 class JobProgress(LineProgress):

@@ -5,6 +5,7 @@
       submissions/0001/            intent.json (before sbatch), script.sh, accepted.json (after it)
       attempts/0001.json           one a start, created exclusively by rank 0; the highest number owns the job
       rendezvous/0001.json         where that attempt's rank 0 listens
+      hosts/0001/NAME.json         what another host of a pool said of its part in that attempt, if anything
       heartbeats/0001.json         how far that attempt is; replaced about every second
       outcomes/0001.json           how that attempt ended
       cancelled                    a person asked for the end
@@ -60,8 +61,10 @@ class JobRecord(_Record):
         profile: the whole resolved profile.
         profile_name: as given on the command line.
         nodes: hosts.
+        min_nodes: of them, without which the pool that explains does not go on; None: all.
         tasks_per_node: ranks a host; one a GPU.
         workers_per_node: of the pool that explains, a host; 0 where ranks compute by themselves.
+        metrics_port: where explaining tells Prometheus how far it is; 0: a free one; None: nowhere.
         time_min: wall time asked for, minutes.
         code: absolute path of the snapshot that runs.
         code_digest: of the snapshot's files.
@@ -81,8 +84,10 @@ class JobRecord(_Record):
     profile: dict[str, Any]
     profile_name: str
     nodes: int
+    min_nodes: int | None = None
     tasks_per_node: int
     workers_per_node: int = 0
+    metrics_port: int | None = None
     time_min: int
     code: str
     code_digest: str
@@ -143,6 +148,8 @@ class Heartbeat(_Record):
         phase: what it is at: starting, a stage's name, saving, ending.
         dataset: being worked on; several have commas between.
         parts: where several are worked on at once, units finished and units in all, by data set.
+        rates: of those parts, images a second over the last moments.
+        failures: times that a piece of the work failed or ended its worker, by data set; those without are left out.
         done: units finished.
         total: units of the present work.
         unit: step or image.
@@ -156,6 +163,8 @@ class Heartbeat(_Record):
     phase: str
     dataset: str | None = None
     parts: dict[str, tuple[int, int]] = {}
+    rates: dict[str, float] = {}
+    failures: dict[str, int] = {}
     done: int | None = None
     total: int | None = None
     unit: str | None = None
@@ -178,6 +187,12 @@ class Outcome(_Record):
     outcome: Literal["done", "interrupted", "failed", "refused", "fenced"]
     reason: str = ""
     requeue: bool = False
+
+
+class Word(_Record):
+    """What a host of a pool said last of its part in an attempt."""
+
+    said: str
 
 
 class Rendezvous(_Record):
@@ -385,6 +400,15 @@ class JobFolder:
         """Where that attempt's rank 0 listens."""
         found = _read(self.path / "rendezvous" / f"{attempt:04d}.json", Rendezvous)
         return None if found is None else found.facts
+
+    def say(self, attempt: int, host: str, said: str) -> None:
+        """Records what a host has to say of its part in an attempt, in place of what it said before."""
+        _write(self.path / "hosts" / f"{attempt:04d}" / f"{host}.json", Word(said=said))
+
+    def said(self, attempt: int, host: str) -> str | None:
+        """What a host said last of its part in an attempt."""
+        found = _read(self.path / "hosts" / f"{attempt:04d}" / f"{host}.json", Word)
+        return None if found is None else found.said
 
     @property
     def cancelled(self) -> bool:

@@ -68,6 +68,7 @@ def _header(record: JobRecord, profile: SlurmProfile, token: str, dependency: st
         more["reservation"] = profile.reservation
     more |= {key.replace("_", "-"): value for key, value in profile.sbatch.items() if value is not False}
     gpus = f"{profile.gpu_type}:" if profile.gpu_type else ""
+    fewer = record.min_nodes is not None
     by_gres = profile.gpu_request == "gres"
     return {
         "job_name": _UNSAFE.sub("_", f"maehpc-{record.experiment}-{record.stage}")[:_LONGEST_NAME],
@@ -76,8 +77,9 @@ def _header(record: JobRecord, profile: SlurmProfile, token: str, dependency: st
         "account": profile.account,
         "qos": profile.qos,
         "time": record.time_min,
-        "nodes": record.nodes,
-        "ntasks_per_node": record.tasks_per_node,
+        "nodes": f"{record.min_nodes}-{record.nodes}" if fewer else record.nodes,
+        # With this, sbatch asks for as many tasks as the fewest hosts hold, and Slurm gives no more of them.
+        "ntasks_per_node": None if fewer else record.tasks_per_node,
         "cpus_per_task": profile.cpus_per_task,
         "gpus_per_node": f"{gpus}{profile.gpus_per_node}" if profile.gpus_per_node and not by_gres else None,
         "gres": f"gpu:{gpus}{profile.gpus_per_node}" if profile.gpus_per_node and by_gres else None,
@@ -176,6 +178,11 @@ def _when_a_rank_ends(record: JobRecord) -> list[str]:
     return ["--kill-on-bad-exit=0", "--no-kill"] if record.workers_per_node else ["--kill-on-bad-exit=1"]
 
 
+def _tasks(record: JobRecord) -> list[str]:
+    """What sbatch was not told of the ranks where Slurm may give fewer hosts."""
+    return [f"--ntasks-per-node={record.tasks_per_node}"] if record.min_nodes is not None else []
+
+
 def script_text(
     job: Path,
     record: JobRecord,
@@ -203,7 +210,7 @@ def script_text(
         **_header(record, profile, token, dependency),
         setup=_setup(record, profile),
         teardown=_teardown(job, profile, to_srun, before),
-        srun_args=["--open-mode=append", *_when_a_rank_ends(record), *to_srun, *profile.srun],
+        srun_args=["--open-mode=append", *_when_a_rank_ends(record), *_tasks(record), *to_srun, *profile.srun],
     )
     if members is not None:
         executor.parameters["map_count"] = members

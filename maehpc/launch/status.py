@@ -91,6 +91,8 @@ class Row:
             "phase": None if beat is None else beat.phase,
             "dataset": None if beat is None else beat.dataset,
             "parts": {} if beat is None else {name: list(part) for name, part in beat.parts.items()},
+            "rates": beat.rates if beat and self.moving else {},
+            "failures": {} if beat is None else beat.failures,
             "done": None if beat is None else beat.done,
             "total": None if beat is None else beat.total,
             "unit": None if beat is None else beat.unit,
@@ -435,6 +437,31 @@ def progress(row: Row) -> str:
     return " ".join(words)
 
 
+def parts(row: Row) -> list[str]:
+    """What there is to tell of each data set that a running job works on, where the table does not tell it."""
+    beat = row.heartbeat if row.moving else None
+    if beat is None:
+        return []
+    found = []
+    for name, (done, total) in beat.parts.items():
+        rate = beat.rates.get(name)
+        words = [f"{name} {done}/{total}", *_failures(beat.failures.get(name))]
+        if rate and done < total:
+            words[1:1] = [f"{_rate(rate)} images/s", f"{duration((total - done) / rate)} left"]
+        found.append(", ".join(words))
+    if not beat.parts:
+        found += [", ".join((name, *_failures(count))) for name, count in beat.failures.items()]
+    return found
+
+
+def _failures(count: int | None) -> list[str]:
+    return [f"{count} failure{'s' * (count != 1)}"] if count else []
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.3g}" if rate < 100 else f"{rate:.0f}"
+
+
 def duration(seconds: float) -> str:
     """A time span for people: 0:00:42, 3:10:00, 2 d 04:00."""
     whole = round(seconds)
@@ -448,7 +475,7 @@ def cells(row: Row) -> tuple[str, ...]:
     """The texts of `COLUMNS` for a job."""
     beat = row.heartbeat if row.moving else None
     last = row.heartbeat
-    asked = "" if row.record is None else str(row.record.nodes)
+    asked = "" if row.record is None else _nodes(row.record)
     rate = beat.images_per_second if beat else None
     return (
         row.job.label,
@@ -457,10 +484,14 @@ def cells(row: Row) -> tuple[str, ...]:
         asked,
         str(row.attempt) if row.attempt else "",
         progress(row),
-        "" if rate is None else f"{rate:.3g}" if rate < 100 else f"{rate:.0f}",
+        "" if rate is None else _rate(rate),
         "" if beat is None or beat.seconds_left is None else duration(beat.seconds_left),
         "" if last is None or last.loss is None else f"{last.loss:.4f}",
     )
+
+
+def _nodes(record: JobRecord) -> str:
+    return str(record.nodes) if record.min_nodes is None else f"{record.min_nodes}-{record.nodes}"
 
 
 COLUMNS = ("job", "id", "state", "nodes", "attempt", "progress", "images/s", "left", "loss")

@@ -2,7 +2,7 @@
 
 Signals are taken from the first line on. They only ask for the end: the ranks agree on a step, a whole checkpoint is
 written, and the attempt's outcome says that it is to be continued. The batch script's last line (`after.py`) sees to
-that. Rank 0 alone writes into the job's folder.
+that. Rank 0 alone writes into the job's folder; other hosts of a pool leave word there of their own part.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from maehpc.launch.signals import take_signals
 if TYPE_CHECKING:
     from maehpc.stages.context import Context
     from maehpc.stages.pooled import Fleet
+    from maehpc.stages.prometheus import ExplainMetrics
 
 LOCAL_RESTART = 144
 """With this exit code submitit's local controller starts the tasks again."""
@@ -92,7 +93,13 @@ def _threads(profile: Profile, seat: Seat, recorded: int | None) -> int:
 
 @contextmanager
 def _context(
-    job: JobFolder, record: JobRecord, seat: Seat, attempt: int, pulse: Pulse, stop: Stop
+    job: JobFolder,
+    record: JobRecord,
+    seat: Seat,
+    attempt: int,
+    pulse: Pulse,
+    stop: Stop,
+    metrics: ExplainMetrics | None,
 ) -> Iterator[Context]:
     """What the stage is given; where a pool computes, one rank of the job computes with it and meets no others."""
     from maehpc.devices import choose_device, set_threads
@@ -122,6 +129,7 @@ def _context(
             world=joined,
             stop=stop,
             identity=str(job.path),
+            metrics=metrics,
         )
 
 
@@ -166,7 +174,9 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
     pulse = Pulse(job, attempt)
 
     def ended(outcome: Outcome) -> None:
-        if leader or (outcome.outcome in ("failed", "refused") and job.outcome(attempt) is None):
+        if record.workers_per_node and not leader:
+            allocation.say(job, attempt, seat, outcome.reason)  # a pool may go on without this host
+        elif leader or (outcome.outcome in ("failed", "refused") and job.outcome(attempt) is None):
             job.write_outcome(attempt, outcome)
 
     def look() -> None:
@@ -196,15 +206,16 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
                 ranks = "1 rank" if seat.size == 1 else f"{seat.size} ranks"
                 if record.workers_per_node:
                     watches.callback(allocation.leave, job, attempt)
-                    ranks = f"{record.nodes * record.workers_per_node} workers"
+                    ranks = f"{len(seat.hosts) * record.workers_per_node} workers"
                 print(f"maehpc: {job.label}, attempt {attempt}, {ranks} on {' '.join(seat.hosts)}", flush=True)
             if record.workers_per_node and not leader:
                 allocation.serve(job, record, seat, attempt, stop)
                 return 0
-            with _context(job, record, seat, attempt, pulse, stop) as context:
+            metrics = watches.enter_context(_metrics(record, seat)) if record.metrics_port is not None else None
+            with _context(job, record, seat, attempt, pulse, stop, metrics) as context:
                 fleet = None
                 if record.workers_per_node:
-                    fleet = allocation.fleet(job, record, seat, attempt, context.device, seconds_left)
+                    fleet = allocation.fleet(job, record, seat, attempt, context, seconds_left)
                 _work(context, record, pulse, fleet)
             if leader:
                 pulse.write()
@@ -227,6 +238,19 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
         return error.exit_code
     ended(Outcome(outcome="done"))
     return 0
+
+
+@contextmanager
+def _metrics(record: JobRecord, seat: Seat) -> Iterator[ExplainMetrics]:
+    """Serves metrics on the address of rank 0's host that others reach, as Prometheus is elsewhere."""
+    from maehpc.addresses import address_for
+    from maehpc.stages.prometheus import LOOPBACK, serving
+
+    profile = parse_profile(record.profile)
+    assert record.metrics_port is not None
+    address = address_for(seat.hosts[1:], profile.interface) if isinstance(profile, SlurmProfile) else LOOPBACK
+    with serving(record.metrics_port, address, lambda told: print(f"maehpc: {told}", flush=True)) as metrics:
+        yield metrics
 
 
 def _unknown() -> float | None:

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from maehpc.errors import RunError
 from maehpc.pool.host import (
@@ -54,7 +55,11 @@ class Head:
 
 @contextmanager
 def cluster(
-    cpus: int, gpus: int = 0, address: str = LOOPBACK, announce: Callable[[Head], object] = lambda head: None
+    cpus: int,
+    gpus: int = 0,
+    address: str = LOOPBACK,
+    announce: Callable[[Head], object] = lambda head: None,
+    name: str = "",
 ) -> Iterator[Callable[[], str | None]]:
     """Ray on this machine, connected to for the length of the block; others may `join` it.
 
@@ -63,6 +68,7 @@ def cluster(
         gpus: of this machine that they may use.
         address: of this host, as a number; the default keeps all others out.
         announce: told of the head once it is known where it will listen.
+        name: of this host, for `joined`; its address where empty.
 
     Yields:
         A function that tells why the cluster is gone; None while it is there.
@@ -76,7 +82,7 @@ def cluster(
     try:
         path = str(write_token(folder))
         head = Head(f"{address}:{free_port(address)}", mark, token())
-        process = start(HostSettings(mark, address, head.address, cpus, gpus, path, str(folder)))
+        process = start(HostSettings(mark, address, head.address, cpus, gpus, path, str(folder), name))
         try:
             announce(head)
             with connected(head.address, mark, path, process):
@@ -87,7 +93,7 @@ def cluster(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def join(head: Head, cpus: int, gpus: int, address: str, over: Callable[[], bool]) -> str | None:
+def join(head: Head, cpus: int, gpus: int, address: str, over: Callable[[], bool], name: str = "") -> str | None:
     """This host's part of a cluster that another began, until that is over or Ray ends here.
 
     Args:
@@ -96,6 +102,7 @@ def join(head: Head, cpus: int, gpus: int, address: str, over: Callable[[], bool
         gpus: of this host that they may use.
         address: of this host, as a number.
         over: asked every second.
+        name: of this host, for `joined`; its address where empty.
 
     Returns:
         What Ray said as it ended by itself; None where the cluster was over.
@@ -104,7 +111,7 @@ def join(head: Head, cpus: int, gpus: int, address: str, over: Callable[[], bool
     folder = short_folder()
     try:
         path = str(write_token(folder, head.token))
-        process = start(HostSettings(head.mark, address, head.address, cpus, gpus, path, str(folder)))
+        process = start(HostSettings(head.mark, address, head.address, cpus, gpus, path, str(folder), name))
         try:
             while process.poll() is None:
                 if over():
@@ -115,6 +122,20 @@ def join(head: Head, cpus: int, gpus: int, address: str, over: Callable[[], bool
             end(process, head.mark)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def joined() -> frozenset[str]:
+    """Names of the hosts that have ever joined the cluster that this process is connected to.
+
+    None where the cluster does not answer: its end is told elsewhere.
+    """
+    import ray
+
+    nodes: Any = ray.nodes
+    try:
+        return frozenset(str(node["NodeName"]) for node in nodes())
+    except (RuntimeError, OSError, ray.exceptions.RayError):
+        return frozenset()
 
 
 def _last_words(process: subprocess.Popen[bytes]) -> str:

@@ -57,6 +57,7 @@ class HostSettings:
         gpus: that Ray may give away.
         token: file with the cluster's token.
         folder: see `short_folder`; removed when the host ends.
+        name: of this host in the cluster; its address where empty.
     """
 
     mark: str
@@ -66,6 +67,7 @@ class HostSettings:
     gpus: int
     token: str
     folder: str
+    name: str = ""
 
     def words(self, folder: Path) -> list[str]:
         """The command that starts Ray and stays."""
@@ -81,6 +83,7 @@ class HostSettings:
             *("--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0", "--runtime-env-agent-port=0"),
             "--metrics-export-port=0",
             f"--temp-dir={folder}",
+            *([f"--node-name={self.name}"] if self.name else []),
             *(self._as_head() if self.is_head else [f"--address={self.head}"]),
         ]
 

@@ -79,6 +79,7 @@ class Schedule:
         self._done = 0
         self._ends: dict[Shard, list[str]] = {}
         self.quarantined: dict[Shard, str] = {}
+        self.blamed: dict[str, int] = {}  # times that a shard failed or ended its worker, by store
         self.closed: str | None = None
 
     @property
@@ -181,6 +182,7 @@ class Schedule:
     def _blame(self, shard: Shard, reason: str) -> None:
         ends = self._ends.setdefault(shard, [])
         ends.append(reason)
+        self.blamed[shard.store] = self.blamed.get(shard.store, 0) + 1
         if len(ends) < self._deaths:
             self._queue(shard)
             return

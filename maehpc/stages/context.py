@@ -22,6 +22,7 @@ from maehpc.interruption import Stop
 from maehpc.ownership import Owner, own
 from maehpc.progress import Progress
 from maehpc.recipes import Recipe
+from maehpc.stages.prometheus import ExplainMetrics
 from maehpc.training.distributed import ALONE, World
 
 
@@ -38,6 +39,7 @@ class Context:
         world: the ranks that compute together, this process one of them.
         stop: whether somebody wants the work to be saved and ended.
         identity: names the job of the scheduler that this is a start of; None where there is none.
+        metrics: hears of what is explained; None where nobody asked for it.
     """
 
     experiment: Experiment
@@ -48,6 +50,7 @@ class Context:
     world: World = ALONE
     stop: Stop = field(default_factory=Stop)
     identity: str | None = None
+    metrics: ExplainMetrics | None = None
 
 
 def differing_fields(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from maehpc import files
 from maehpc.maps import MapStore
 from maehpc.ownership import Owner, own
+from maehpc.pool import Done, Shard
 from maehpc.stages.context import Context
 from maehpc.stages.explanations import Prepared, prepared
 
@@ -29,6 +31,9 @@ def explain(context: Context, dataset: str) -> dict[str, Any]:
         missing = world.from_leader(lambda: store.missing(deep=True))
         if not missing:
             context.progress.say(f"{ready.label}: already done")
+        if context.metrics is not None:
+            context.metrics.begin(ready.name, context.experiment.root.name, ready.name, store, missing)
+            context.metrics.pool(1)
         ours = missing[world.rank :: world.size]
         whole = sum(len(store.images(shard)) for shard in missing)
         world.together(lambda: write_shards(context, store, ours, whole, ready), context.stop)
@@ -71,8 +76,12 @@ def write_shards(context: Context, store: MapStore, shards: list[int], whole: in
             bar.advance(done * whole // own - (done - images) * whole // own)
 
         for shard in shards:
-            arrays = ready.compute(store.images(shard), context.stop, advance, context.progress.warn)
-            store.write_shard(shard, arrays)
+            begun = time.perf_counter()
+            images = store.images(shard)
+            store.write_shard(shard, ready.compute(images, context.stop, advance, context.progress.warn))
+            if context.metrics is not None:
+                unit, seconds = Shard(ready.name, shard, len(images)), time.perf_counter() - begun
+                context.metrics.heard(Done("this process", unit, seconds))
 
 
 @contextmanager

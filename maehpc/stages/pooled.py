@@ -112,6 +112,8 @@ def explain_pooled(context: Context, fleet: Fleet) -> dict[str, dict[str, Any]]:
                 missing = store.missing(deep=True)
                 records[dataset] = told(context, ready, len(missing))
                 name = ready.name
+                if context.metrics is not None:
+                    context.metrics.begin(name, context.experiment.root.name, name, store, missing)
             if not missing:
                 context.progress.say(f"{NAME} {name}: already done")
                 continue
@@ -123,8 +125,9 @@ def explain_pooled(context: Context, fleet: Fleet) -> dict[str, dict[str, Any]]:
             return records
         spec = Spec("maehpc.stages.pooled:computer", _arguments(context, owners, fleet.threads))
         log = PoolLog(context.experiment.pool_log, fleet.workers, owners)
-        watch = _Watch(context, stores, work, until_end, log)
-        ended = _driven(context, spec, Schedule(work), watch, fleet)
+        schedule = Schedule(work)
+        watch = _Watch(context, stores, work, until_end, log, schedule)
+        ended = _driven(context, spec, schedule, watch, fleet)
         log.over(ended)
         for store in stores.values():
             store.tidy()  # workers are gone now, and some may have been killed while they wrote
@@ -161,6 +164,8 @@ def _driven(context: Context, spec: Spec, schedule: Schedule, watch: _Watch, fle
     from maehpc.pool.crew import ClusterLostError, RayCrew
 
     count = min(fleet.workers, schedule.left)
+    if context.metrics is not None:
+        context.metrics.pool(count, schedule)
     with fleet.cluster() as lost:
         crew = RayCrew(spec, count, fleet.gpus, context.progress.warn, lost, fleet.seconds_left)
         try:
@@ -181,8 +186,11 @@ class _Watch:
         work: dict[str, Work],
         until_end: ExitStack,
         log: PoolLog,
+        schedule: Schedule,
     ) -> None:
         self._log = log
+        self._metrics = context.metrics
+        self._blamed = schedule.blamed
         self._progress = context.progress
         self._bars: dict[str, Bar] = {}
         for name, store in stores.items():
@@ -193,15 +201,23 @@ class _Watch:
     def heard(self, event: Event) -> None:
         """One event of the pool."""
         self._log.heard(event)
+        if self._metrics is not None:
+            self._metrics.heard(event)
         match event:
             case Done(_, shard, _):
                 self._bars[shard.store].advance(shard.images)
             case Failed(worker, shard, reason):
                 self._progress.warn(f"{NAME} {shard.store}: shard {shard.number} failed in {worker} ({reason})")
+                self._tell_failures()
             case Left(worker, reason):
                 self._progress.warn(f"{NAME}: {worker} died ({reason})")
+                self._tell_failures()
             case _:
                 pass
+
+    def _tell_failures(self) -> None:
+        for name, count in self._blamed.items():
+            self._bars[name].advance(0, failures=count)
 
 
 def _raise_unless_whole(ended: Ended) -> None:

@@ -129,7 +129,7 @@ def test_a_killed_worker_costs_its_shard_alone(place: Path, finished: Path) -> N
         kill_one(psutil.Process(process.pid), named("ray::Actor"))
         _, told = process.communicate(timeout=120)
         assert process.returncode == 0, told
-    assert "died" in told
+    assert "died" in told and "240/240" in told and "failures 1" in told
     whole(place, finished)
 
 

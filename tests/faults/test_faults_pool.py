@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import shutil
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +125,56 @@ def test_sigterm_and_a_cancel(pooled: Callable[..., Study], alone: Study) -> Non
     until(lambda: not processes(one), 60, lambda: f"left: {processes(one)}\n{one.told()}")
     one.maehpc("resume", f"{one.name}/explain", "--results", str(one.results))
     one.completed()
+    whole(one, alone)
+
+
+@contextmanager
+def without_ray(mini: Any, host: str, place: Path) -> Iterator[None]:
+    """A host on which Ray's folder is empty, as where a host lacks a mount; nobody else sees that."""
+    spec = importlib.util.find_spec("ray")
+    assert spec is not None and spec.origin is not None
+    ray, empty = str(Path(spec.origin).parent), place / "empty"
+    empty.mkdir()
+    mini.on(host, "mount", "--bind", str(empty), ray)
+    try:
+        yield
+    finally:
+        mini.on(host, "umount", "--lazy", ray)
+
+
+@contextmanager
+def drained(study: Callable[..., Study], host: str) -> Iterator[None]:
+    """A host that Slurm gives to no job."""
+    slurm = study().slurm
+    slurm("scontrol", "update", f"nodename={host}", "state=drain", "reason=test")
+    try:
+        yield
+    finally:
+        slurm("scontrol", "update", f"nodename={host}", "state=resume")
+
+
+def test_a_host_that_does_not_come_up_ends_the_attempt_or_is_done_without(
+    pooled: Callable[..., Study], study: Callable[..., Study], alone: Study, mini: Any, place: Path
+) -> None:
+    with without_ray(mini, "n2", place), drained(study, "n4"):
+        one = pooled(host_timeout_s=12)
+        one.ended("FAILED")
+        first, outcome = one.job.attempt(1), one.outcome()
+        assert first is not None and first.hosts == ("n1", "n2") and one.job.newest_attempt() == 1, one.told()
+        assert outcome is not None and outcome.outcome == "failed", one.told()
+        assert outcome.reason.startswith("1 of 2 hosts did not come up within 12 s: n2 (Ray ended: "), one.told()
+        assert "ray.scripts" in outcome.reason and f"log {one.job.logs}/" in outcome.reason
+        assert "--min-nodes 1 goes on" in outcome.reason
+        until(lambda: not processes(one), 30, lambda: f"left: {processes(one)}")
+
+        one.submit("--nodes", "4", "--min-nodes", "2", "--metrics-port", "0", stage="explain")
+        url = until(lambda: re.search(r"http://10\.77\.0\.11:\d+/metrics", one.log()), 120, one.told)[0]
+        with urllib.request.urlopen(url, timeout=10) as scrape:  # from this side, as Prometheus would
+            assert b"maehpc_build_info{version=" in scrape.read()
+        one.completed()
+    second = one.job.attempt(1)
+    assert second is not None and second.hosts == ("n1", "n2", "n3"), one.told()
+    assert one.log().count("warning: 1 of 3 hosts did not come up within 12 s: n2 (") == 1, one.told()
     whole(one, alone)
 
 

@@ -44,8 +44,8 @@ def joins(monkeypatch: pytest.MonkeyPatch, *answers: Any) -> list[tuple[Any, ...
     """What `join` was asked, while it answers one after the other; the last one for ever."""
     asked: list[tuple[Any, ...]] = []
 
-    def join(head: Any, cpus: int, gpus: int, address: str, over: Any) -> str | None:
-        asked.append((head.address, head.mark, head.token, cpus, gpus, address))
+    def join(head: Any, cpus: int, gpus: int, address: str, over: Any, name: str) -> str | None:
+        asked.append((head.address, head.mark, head.token, cpus, gpus, address, name))
         answer = answers[min(len(asked), len(answers)) - 1]
         return answer(over) if callable(answer) else answer
 
@@ -94,7 +94,7 @@ def test_ray_that_ends_here_is_begun_anew_until_all_is_over(job: JobFolder, monk
 
     asked = joins(monkeypatch, "the raylet was killed", until_over)
     serve(job)
-    assert asked == [("127.0.0.1:9", "m", "secret", 1, 0, "127.0.0.1")] * 2
+    assert asked == [("127.0.0.1:9", "m", "secret", 1, 0, "127.0.0.1", "n2")] * 2
 
 
 def test_a_head_that_nobody_can_join_any_more(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,3 +103,19 @@ def test_a_head_that_nobody_can_join_any_more(job: JobFolder, monkeypatch: pytes
     with pytest.raises(LostRanksError, match=r"cannot be joined any more \(no answer\)"):
         serve(job)
     assert len(asked) == allocation.FUTILE
+    assert job.said(1, "n2") == "Ray ended: no answer"
+
+
+def test_a_host_says_where_it_stands(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    announced(job)
+    said = []
+
+    def full(over: Any) -> None:
+        said.append(job.said(1, "n2"))
+        raise OSError("no writable folder for Ray's sockets")
+
+    joins(monkeypatch, full)
+    with pytest.raises(LostRanksError, match="no writable folder"):
+        serve(job)
+    assert said == ["Ray is begun at 127.0.0.1 to join 127.0.0.1:9, and has not come up"] * allocation.FUTILE
+    assert job.said(1, "n2") == "Ray ended: no writable folder for Ray's sockets"

@@ -103,6 +103,53 @@ def test_several_ranks_explain_as_a_pool_with_one_task_a_host(
     assert record.profile["cpus_per_task"] == cpus
 
 
+POOL = {"nodes": 4, "tasks_per_node": 2, "gpus_per_node": 2}
+
+
+@pytest.mark.parametrize(("least", "expected"), [(None, None), (1, 1), (3, 3), (4, None)])
+def test_fewer_hosts_are_enough_for_explaining_alone(least: int | None, expected: int | None, tmp_path: Path) -> None:
+    wanted = request(tmp_path, "pipeline", profile=POOL, min_nodes=least)
+    check_request(wanted)
+    records = {step.stage: step.records[0] for step in plan.steps_of(wanted, Snapshot(tmp_path, "0" * 64))}
+    assert {stage: record.min_nodes for stage, record in records.items() if record.min_nodes is not None} == (
+        {} if expected is None else {"explain": expected}
+    )
+    scripts = "".join(one.script for one in preview(wanted))
+    assert scripts.count(f"#SBATCH --nodes={expected}-4\n") == (expected is not None)
+
+
+@pytest.mark.parametrize(
+    ("stage", "least", "expected"),
+    [
+        ("pretrain", 3, "--min-nodes 3: pretraining shares every batch among all ranks; leave it out"),
+        ("finetune", 3, "--min-nodes 3: finetuning shares"),
+        ("probe", 3, "--min-nodes 3: probing shares"),
+        ("explain", 5, "--min-nodes 5: the job has 4 hosts"),
+    ],
+)
+def test_stages_and_numbers_that_fewer_hosts_mean_nothing_to(
+    stage: str, least: int, expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=expected):
+        check_request(request(tmp_path, stage, profile=POOL, min_nodes=least))
+
+
+def test_metrics_are_of_explaining_alone(tmp_path: Path) -> None:
+    wanted = request(tmp_path, "pipeline", metrics_port=0)
+    check_request(wanted)
+    records = {step.stage: step.records[0] for step in plan.steps_of(wanted, Snapshot(tmp_path, "0" * 64))}
+    assert {stage for stage, record in records.items() if record.metrics_port is not None} == {"explain"}
+    assert records["explain"].metrics_port == 0
+    with pytest.raises(InputError, match=r"--metrics-port 0: .* leave it out of finetune"):
+        check_request(request(tmp_path, "finetune", metrics_port=0))
+    check_request(request(tmp_path, "explain", names=("a", "b"), metrics_port=0))
+    with pytest.raises(InputError, match="--metrics-port 9400: members of a sweep"):
+        check_request(request(tmp_path, "explain", names=("a", "b"), metrics_port=9400))
+    check_request(here(tmp_path, stage="explain", metrics_port=9400))
+    with pytest.raises(InputError, match=r"2 ranks of a local job .* --workers 2"):
+        check_request(here(tmp_path, stage="explain", metrics_port=9400, profile={"tasks": 2}))
+
+
 def test_wishes_of_the_command_line_are_checked_like_a_file() -> None:
     mini = load_profile("mini")
     wished = overridden(mini, {"nodes": 2, "gpus_per_node": 1, "time_min": "2-00:00", "account": None})

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from launch_jobs import new_job
 
 from maehpc.launch.pulse import JobProgress, Pulse
 from maehpc.launch.record import Heartbeat, JobFolder
+from maehpc.launch.states import State
+from maehpc.launch.status import Row, parts
 
 
 def told(job: JobFolder, pulse: Pulse) -> Heartbeat:
@@ -41,3 +44,36 @@ def test_one_after_the_other(tmp_path: Path) -> None:
             bar.advance(2, loss=0.5)
             beat = told(job, pulse)
             assert (beat.dataset, beat.parts, beat.done, beat.total, beat.loss) == (dataset, {}, 2, 10, 0.5)
+
+
+def test_rates_and_failures_of_each_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("maehpc.launch.pulse.time.monotonic", lambda: now)
+    job = new_job(tmp_path, "study", "explain")
+    pulse = Pulse(job, 1)
+    progress = JobProgress(pulse, quiet=True)
+    with progress.bar("explain digits", 100) as digits, progress.bar("explain retina", 200) as retina:
+        now += 1
+        retina.advance(0, failures=1)
+        assert told(job, pulse).first_step_s is None, "a failure is no finished unit"
+        now += 3
+        digits.advance(20)
+        retina.advance(40)
+        beat = told(job, pulse)
+        assert beat.rates == {"digits": 5, "retina": 10}
+        assert beat.failures == {"retina": 1} and beat.images_per_second == 15
+        row = Row(job, None, "slurm", "1", State.RUNNING, attempt=1, heartbeat=beat)
+        assert parts(row) == [
+            "digits 20/100, 5 images/s, 0:00:16 left",
+            "retina 40/200, 10 images/s, 0:00:16 left, 1 failure",
+        ]
+        now += 100
+        retina.advance(10)
+        assert told(job, pulse).rates == {"retina": 0.1}, "digits has stood still for longer than rates look back"
+    with progress.bar("explain digits", 100, 60) as digits:
+        assert told(job, pulse).failures == {}
+        digits.advance(4, failures=2)
+        beat = told(job, pulse)
+        assert (beat.parts, beat.rates, beat.failures) == ({}, {}, {"digits": 2})
+        row = Row(job, None, "slurm", "1", State.RUNNING, attempt=1, heartbeat=beat)
+        assert parts(row) == ["digits, 2 failures"]

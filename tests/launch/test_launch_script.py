@@ -98,6 +98,8 @@ def golden_scripts() -> dict[str, str]:
     pool = job.with_name("0003-explain")
     of_pool = record(mini, stage="explain", workers_per_node=2, tasks_per_node=1)
     scripts["mini-pool"] = script_text(pool, of_pool, mini, "TOKEN")
+    fewer = of_pool.model_copy(update={"min_nodes": 3})
+    scripts["mini-pool-fewer"] = script_text(pool, fewer, mini, "TOKEN")
     apptainer, everything = slurm(**APPTAINER, container=CONTAINER), slurm(**EVERYTHING)
     scripts["apptainer"] = script_text(job, record(apptainer), apptainer, "TOKEN")
     inside = slurm(**APPTAINER, container={**CONTAINER, "after_inside": True})
@@ -106,7 +108,9 @@ def golden_scripts() -> dict[str, str]:
     return {name: text.replace(sys.executable, python) for name, text in scripts.items()}
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, "mini-array", "mini-pool", "apptainer", "apptainer-inside", "everything"])
+@pytest.mark.parametrize(
+    "name", [*SHIPPED, "mini-array", "mini-pool", "mini-pool-fewer", "apptainer", "apptainer-inside", "everything"]
+)
 def test_the_scripts_are_those_of_the_golden_files(name: str) -> None:
     path, text = GOLDEN / f"{name}.sh", golden_scripts()[name]
     if os.environ.get("MAEHPC_GOLDEN") == "write":
