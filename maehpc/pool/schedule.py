@@ -4,8 +4,10 @@ Shards that are expected to take longest are dealt first, so that all workers en
 lists (1969) is 4/3 of the best possible, and the error is at most the last shard where shards are many. A worker is
 given a second shard while it computes its first, so that it never waits for the driver; near the end nobody hoards.
 
-A shard whose worker died is suspect: it is dealt again, and after `deaths` such ends it is quarantined, for it would
-end one worker after the other. Shards that only waited behind it are innocent.
+Whatever a worker held when it died is suspect: the shard before the one that it computed may still have been on its
+way to the disk, so nobody knows whose fault it was. Suspects are dealt alone, to a worker that holds nothing and gets
+nothing besides, and the next death is then theirs. After `deaths` ends a shard is quarantined, for it would end one
+worker after the other.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from dataclasses import dataclass
 from maehpc.pool.durations import Durations
 
 AHEAD = 2
-"""Shards that a worker holds at most: one that it computes, and what it takes up next."""
+"""Shards that a worker holds at most: one that it computes, and what it takes up next or has yet to write."""
 DEATHS = 3
-"""Ends of workers after which the shard that they had in hand is not dealt again."""
+"""Ends of workers, or failures, after which a shard is not dealt again."""
 
 HOPELESS = 3
 """Shards given up, with none done, after which it is not the shards' fault: nothing more is dealt."""
@@ -78,6 +80,8 @@ class Schedule:
         self._queued = self._left
         self._done = 0
         self._ends: dict[Shard, list[str]] = {}
+        self._suspects: set[Shard] = set()
+        self._alone: deque[Shard] = deque()  # suspects that wait
         self.quarantined: dict[Shard, str] = {}
         self.blamed: dict[str, int] = {}  # times that a shard failed or ended its worker, by store
         self.closed: str | None = None
@@ -124,17 +128,29 @@ class Schedule:
             return None
         if len(hand) >= self._ahead or (hand and self._queued <= len(self._hands)):
             return None
-        first = (queue[0][2] for queue in self._waiting.values() if queue)
-        if seconds_left is not None:
-            left = seconds_left - sum(self._slow_s(other) for other in hand)
-            first = (shard for shard in first if self._slow_s(shard) <= left)
-        shard = max(first, key=lambda shard: self.durations.expected_s(shard.store, shard.images), default=None)
-        if shard is None:
+        if hand and hand[-1] in self._suspects:
             return None
-        heapq.heappop(self._waiting[shard.store])
+        left = None if seconds_left is None else seconds_left - sum(self._slow_s(other) for other in hand)
+        shard = None if hand else self._next_suspect(left)
+        if shard is None:
+            first = (queue[0][2] for queue in self._waiting.values() if queue)
+            fitting = (shard for shard in first if self._fits(shard, left))
+            shard = max(fitting, key=lambda shard: self.durations.expected_s(shard.store, shard.images), default=None)
+            if shard is None:
+                return None
+            heapq.heappop(self._waiting[shard.store])
         self._queued -= 1
         hand.append(shard)
         return shard
+
+    def _next_suspect(self, left: float | None) -> Shard | None:
+        shard = next((shard for shard in self._alone if self._fits(shard, left)), None)
+        if shard is not None:
+            self._alone.remove(shard)
+        return shard
+
+    def _fits(self, shard: Shard, left: float | None) -> bool:
+        return left is None or self._slow_s(shard) <= left
 
     def done(self, worker: str, shard: Shard, seconds: float) -> None:
         """A worker has finished and recorded a shard, after so many seconds of work on it."""
@@ -142,6 +158,7 @@ class Schedule:
         self._done += 1
         self._left -= 1
         self._ends.pop(shard, None)
+        self._suspects.discard(shard)
         self.durations.measured(shard.store, shard.images, seconds)
 
     def returned(self, worker: str, shard: Shard) -> None:
@@ -155,10 +172,11 @@ class Schedule:
         self._blame(shard, reason)
 
     def leave(self, worker: str, reason: str) -> None:
-        """A worker is gone: what it computed is blamed, what it had not begun is dealt again."""
+        """A worker is gone: what it held alone is blamed; of several, all are suspect and the first is blamed."""
         hand = self._hands.pop(worker, None)
         if not hand:
             return
+        self._suspects.update(hand)
         self._blame(hand.popleft(), reason)
         for shard in hand:
             self._queue(shard)
@@ -170,13 +188,16 @@ class Schedule:
     def unfinished(self) -> Iterable[Shard]:
         """Shards that are neither done nor quarantined, sorted."""
         waiting = [entry[2] for queue in self._waiting.values() for entry in queue]
-        return sorted([*waiting, *(shard for hand in self._hands.values() for shard in hand)])
+        return sorted([*waiting, *self._alone, *(shard for hand in self._hands.values() for shard in hand)])
 
     def _slow_s(self, shard: Shard) -> float:
         return self.durations.slow_s(shard.store, shard.images)
 
     def _queue(self, shard: Shard) -> None:
-        heapq.heappush(self._waiting[shard.store], _queued(shard))
+        if shard in self._suspects:
+            self._alone.append(shard)
+        else:
+            heapq.heappush(self._waiting[shard.store], _queued(shard))
         self._queued += 1
 
     def _blame(self, shard: Shard, reason: str) -> None:
@@ -187,6 +208,7 @@ class Schedule:
             self._queue(shard)
             return
         del self._ends[shard]
+        self._suspects.discard(shard)
         self._left -= 1
         self.quarantined[shard] = reason
         if not self._done and len(self.quarantined) >= HOPELESS:

@@ -70,19 +70,25 @@ def test_a_second_shard_is_dealt_ahead_but_not_near_the_end() -> None:
     assert schedule.deal("a") is None, "two wait for two workers: one that holds one leaves them to others"
 
 
-def test_only_the_shard_in_hand_is_blamed_for_an_end() -> None:
+def test_what_a_dead_worker_held_is_dealt_alone_and_the_next_death_is_its_own() -> None:
     schedule = Schedule({"store": Work(shards("store", 9))}, deaths=2)
-    culprit = None
-    for end in range(2):
-        worker = f"worker{end}"
+    schedule.join("a")
+    innocent, culprit = schedule.deal("a"), schedule.deal("a")  # the first on its way to the disk, say
+    assert innocent is not None and culprit is not None
+    schedule.leave("a", "it died")
+    for worker in ("b", "c"):
         schedule.join(worker)
-        first, second = schedule.deal(worker), schedule.deal(worker)
-        assert first is not None and second is not None
-        assert culprit in (None, first), "it is dealt again at once"
-        culprit = first
-        schedule.leave(worker, f"it died the {end + 1}. time")
-    assert schedule.quarantined == {culprit: "it died the 2. time"}
-    assert schedule.left == 8 and schedule.waiting == 8
+    assert [schedule.deal("b"), schedule.deal("b")] == [innocent, None]
+    assert [schedule.deal("c"), schedule.deal("c")] == [culprit, None]
+    schedule.done("b", innocent, 1.0)
+    assert schedule.deal("b") is not None and schedule.deal("b") is not None, "others are dealt ahead as before"
+    schedule.leave("c", "it died again")
+    schedule.join("d")
+    assert schedule.deal("d") == culprit
+    schedule.leave("d", "and again")
+    assert schedule.quarantined == {culprit: "and again"}
+    assert schedule.blamed == {"store": 3}
+    assert innocent not in schedule.unfinished() and schedule.left == 7
 
 
 def test_a_shard_that_ends_well_is_forgiven() -> None:
@@ -182,6 +188,7 @@ class Disorder(RuleBasedStateMachine):
         self.done: Counter[Shard] = Counter()
         self.ends: Counter[Shard] = Counter()
         self.names = 0
+        self.suspects: set[Shard] = set()
 
     @rule()
     def join(self) -> None:
@@ -200,6 +207,7 @@ class Disorder(RuleBasedStateMachine):
         if shard is not None:
             assert not any(shard in hand for hand in self.hands.values()), "two workers have one shard"
             assert not self.done[shard], "it was done before"
+            assert not self.suspects & {shard, *self.hands[worker]} or not self.hands[worker], "a suspect is alone"
             self.hands[worker].append(shard)
         elif not self.hands[worker] and self.schedule.closed is None:
             assert not self.schedule.waiting, "an idle worker gets what there is"
@@ -211,6 +219,7 @@ class Disorder(RuleBasedStateMachine):
         shard = self.hands[worker].pop(0)
         self.done[shard] += 1
         self.ends.pop(shard, None)
+        self.suspects.discard(shard)
         self.schedule.done(worker, shard, seconds)
 
     @precondition(lambda self: any(self.hands.values()))
@@ -230,6 +239,7 @@ class Disorder(RuleBasedStateMachine):
         worker = self.worker(data, busy=False)
         hand = self.hands.pop(worker)
         self.ends.update(hand[:1])
+        self.suspects.update(hand)
         self.schedule.leave(worker, "died")
 
     @rule()
