@@ -73,9 +73,9 @@ class StoreRecord(_Record):
 AnyRecord = TypeVar("AnyRecord", bound=_Record)
 
 
-def file_record(data: bytes) -> FileRecord:
-    """The record of a file of these bytes."""
-    return FileRecord(sha256=files.sha256_bytes(data), bytes=len(data))
+def file_record(*parts: bytes | memoryview) -> FileRecord:
+    """The record of a file of these bytes, given in one or more parts."""
+    return FileRecord(sha256=files.sha256_bytes(*parts), bytes=sum(map(len, parts)))
 
 
 def damage(path: Path, record: FileRecord, deep: bool = True) -> Damage | None:

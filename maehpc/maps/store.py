@@ -1,16 +1,16 @@
 """A store of explanations: written one shard at a time by one owner, read only where the ledger vouches for it.
 
-Order of a write: the shard's files under temporary names; the old record removed, if there was one; each file
-fsynced and renamed; and when all of that is on the disk, the new record. At no instant does the ledger vouch for
-bytes that might not be there. Whether this process still owns the store is asked before the first rename and before
-the record.
+Order of a write: the shard's files under temporary names, each fsynced; the old record removed, if there was one; all
+files renamed, then their folders fsynced; and when all of that is on the disk, the new record. At no instant does the
+ledger vouch for bytes that might not be there. Whether this process still owns the store is asked before the first
+rename and before the record. One array is compressed while those before it are hashed and written.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from maehpc import files
 from maehpc.errors import InputError, RunError
-from maehpc.maps import codec
 from maehpc.maps.layout import StoreLayout
 from maehpc.maps.ledger import (
     FileRecord,
@@ -31,6 +30,9 @@ from maehpc.maps.ledger import (
     plain_layout,
     store_digest,
 )
+from maehpc.maps.metadata import COMPRESSIONS, fixed_files
+from maehpc.maps.sharding import Sharding, sharding
+from maehpc.maps.writing import write_files
 from maehpc.ownership import Owner
 
 _NAMED_DIFFERENCES = 3
@@ -85,8 +87,7 @@ class MapStore:
         remove_leftovers(path, ledger)
 
         if earlier is None or _damaged(path, earlier.files):
-            content = codec.fixed_files(layout)
-            records = {name: file_record(data) for name, data in content.items()}
+            content, records = _fixed(path, layout, earlier)
             book.write_store(StoreRecord(digest=digest, inputs=dict(inputs), layout=layout, files=records))
             for name in _damaged(path, records):
                 files.write_bytes(path / name, content[name])
@@ -184,7 +185,7 @@ class MapStore:
         if data is None or file_record(data) != record.files[relative]:
             state = "is absent" if data is None else "is not what its ledger recorded"
             raise RunError(f"{self.path / relative} {state}; run explain again to compute shard {shard} anew")
-        return codec.decode(self.layout, name, shard, self._metadata[f"{name}/zarr.json"], data)
+        return self._sharding(name).decode(data, len(self.images(shard)))
 
     def write_shard(self, shard: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Writes and records a shard, whole or not at all.
@@ -200,13 +201,11 @@ class MapStore:
         if self._owner is None:
             raise ValueError(f"{self.path} was opened without an owner: for reading alone")
         self._check(shard, arrays)
-        records: dict[str, FileRecord] = {}
-        with ExitStack() as renames:
-            for name in sorted(arrays):
-                relative = self.layout.shard_file(name, shard)
-                data = codec.encode(self.layout, name, shard, arrays[name])
-                records[relative] = file_record(data)
-                renames.enter_context(files.atomic_path(self.path / relative)).write_bytes(data)
+        names = sorted(arrays)
+        relative = [self.layout.shard_file(name, shard) for name in names]
+        with files.atomic_paths([self.path / one for one in relative]) as partials:
+            encoders = [partial(self._sharding(name).encode, arrays[name]) for name in names]
+            records = dict(zip(relative, write_files(encoders, partials), strict=True))
             self._owner.still_owner()
             self._ledger.forget(shard)
         self._owner.still_owner()
@@ -233,6 +232,9 @@ class MapStore:
                     f"{name} is {values.dtype}{list(values.shape)} for {expected.dtype}{list(shape)} in shard {shard}"
                 )
 
+    def _sharding(self, name: str) -> Sharding:
+        return sharding(self._metadata[f"{name}/zarr.json"])
+
     def _shard_record(self, shard: int) -> ShardRecord | None:
         record = self._ledger.shard(shard)
         return record if record is not None and self._record.accepts(shard, record) else None
@@ -240,6 +242,26 @@ class MapStore:
     def _whole(self, shard: int, deep: bool) -> bool:
         record = self._shard_record(shard)
         return record is not None and not _damaged(self.path, record.files, deep)
+
+
+def _fixed(
+    path: Path, layout: StoreLayout, earlier: StoreRecord | None
+) -> tuple[dict[str, bytes], dict[str, FileRecord]]:
+    """The files of a store but its shards, and their records, in the compression that it was begun with.
+
+    Its record tells that, or else what is left of its files; a new store has neither.
+    """
+
+    def unlike(content: dict[str, bytes]) -> tuple[bool, int]:
+        records = _records(content)
+        return earlier is None or records != earlier.files, len(_damaged(path, records))
+
+    content = min((fixed_files(layout, compression) for compression in COMPRESSIONS), key=unlike)
+    return content, _records(content)
+
+
+def _records(content: Mapping[str, bytes]) -> dict[str, FileRecord]:
+    return {name: file_record(data) for name, data in content.items()}
 
 
 def remove_leftovers(path: Path, ledger: Path) -> None:
