@@ -91,18 +91,26 @@ def is_partial(path: Path) -> bool:
     return path.name.startswith(".") and PARTIAL in path.name
 
 
-def remove_partials(folder: Path) -> None:
+def remove_partials(folder: Path, below: bool = False) -> None:
     """Deletes unpublished leftovers directly inside `folder`. The caller owns the folder.
+
+    Args:
+        folder: nothing is done where there is none.
+        below: also inside the folders in it, however deep.
 
     Raises:
         RunError: one cannot be deleted.
     """
     if not folder.is_dir():
         return
-    for path in folder.iterdir():
-        if is_partial(path):
+    with os.scandir(folder) as entries:  # a store has a hundred thousand files: no Path is made for those that stay
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in found:
+        if PARTIAL in name and is_partial(path := folder / name):
             with writing(path):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                shutil.rmtree(path) if is_folder else path.unlink()
+        elif below and is_folder:
+            remove_partials(folder / name, below)
 
 
 def fsync_path(path: Path) -> None:

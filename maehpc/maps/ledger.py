@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from maehpc import files
 from maehpc.errors import RunError
+from maehpc.experiment import experiment_of
 from maehpc.maps.layout import StoreLayout
 
 _LAYOUT = TypeAdapter(StoreLayout)
@@ -96,6 +97,17 @@ def damage(path: Path, record: FileRecord, deep: bool = True) -> Damage | None:
         return "missing"
     except RunError:
         return "unreadable"
+
+
+def way_out(root: Path, shard: int, found: Damage) -> str:
+    """What a user does about a damaged file of a shard of the store at `root`.
+
+    What presence and sizes tell, explain sees by itself; the rest of a finished store it does not read.
+    """
+    again = f"run explain again to compute shard {shard} anew"
+    if found in ("missing", "truncated"):
+        return again
+    return f"`maehpc verify --repair {experiment_of(root).root}` forgets the shard, then {again}"
 
 
 def plain_layout(layout: StoreLayout) -> dict[str, Any]:

@@ -9,7 +9,7 @@ rename and before the record. One array is compressed while those before it are 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from maehpc import files
 from maehpc.errors import InputError, RunError
 from maehpc.maps.layout import StoreLayout
 from maehpc.maps.ledger import (
+    Damage,
     FileRecord,
     Ledger,
     ShardRecord,
@@ -29,9 +30,11 @@ from maehpc.maps.ledger import (
     file_record,
     plain_layout,
     store_digest,
+    way_out,
 )
 from maehpc.maps.metadata import COMPRESSIONS, fixed_files
 from maehpc.maps.sharding import Sharding, sharding
+from maehpc.maps.threads import in_order, pool
 from maehpc.maps.writing import write_files
 from maehpc.ownership import Owner
 
@@ -164,11 +167,24 @@ class MapStore:
         Args:
             deep: read every file and compare its SHA-256; without it presence and size alone are compared.
         """
-        return [shard for shard in range(self.layout.shards) if not self._whole(shard, deep)]
+        return [shard for shard, whole in self._looked_at(range(self.layout.shards), deep) if not whole]
 
     def shards(self, deep: bool = False) -> list[int]:
         """The shards that are not `missing`."""
-        return [shard for shard in range(self.layout.shards) if self._whole(shard, deep)]
+        return [shard for shard, whole in self._looked_at(range(self.layout.shards), deep) if whole]
+
+    def damaged(self, shards: Sequence[int], watch: Callable[[int], object] = lambda shard: None) -> list[int]:
+        """Those of some shards that are not as recorded; every byte of them is read.
+
+        Args:
+            shards: to read.
+            watch: told each that was read; what it raises ends the reading.
+        """
+        found = []
+        for shard, whole in self._looked_at(shards, deep=True):
+            watch(shard)
+            found += [] if whole else [shard]
+        return found
 
     def read(self, name: str, shard: int) -> NDArray[Any]:
         """One array's values [n, *shape] for a shard of n images; the bytes are checked before they are decoded.
@@ -182,9 +198,11 @@ class MapStore:
         if record is None:
             raise RunError(f"shard {shard} of {self.path} is not recorded; run explain to compute it")
         data = _read(self.path / relative)
-        if data is None or file_record(data) != record.files[relative]:
+        recorded = record.files[relative]
+        if data is None or file_record(data) != recorded:
             state = "is absent" if data is None else "is not what its ledger recorded"
-            raise RunError(f"{self.path / relative} {state}; run explain again to compute shard {shard} anew")
+            found: Damage = "missing" if data is None else "truncated" if len(data) < recorded.bytes else "flipped"
+            raise RunError(f"{self.path / relative} {state}; {way_out(self.path, shard, found)}")
         return self._sharding(name).decode(data, len(self.images(shard)))
 
     def write_shard(self, shard: int, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -239,9 +257,15 @@ class MapStore:
         record = self._ledger.shard(shard)
         return record if record is not None and self._record.accepts(shard, record) else None
 
-    def _whole(self, shard: int, deep: bool) -> bool:
-        record = self._shard_record(shard)
-        return record is not None and not _damaged(self.path, record.files, deep)
+    def _looked_at(self, shards: Sequence[int], deep: bool) -> Iterator[tuple[int, bool]]:
+        """Whether each is as recorded. Threads hide how long a file system takes to answer."""
+
+        def whole(shard: int) -> tuple[int, bool]:
+            record = self._shard_record(shard)
+            return shard, record is not None and not _damaged(self.path, record.files, deep)
+
+        with pool() as looking:
+            yield from in_order(looking, whole, shards)
 
 
 def _fixed(
@@ -266,8 +290,8 @@ def _records(content: Mapping[str, bytes]) -> dict[str, FileRecord]:
 
 def remove_leftovers(path: Path, ledger: Path) -> None:
     """Deletes temporary files of a store and its ledger; the caller owns both."""
-    for folder in [ledger, path, *(entry for entry in path.rglob("*") if entry.is_dir())]:
-        files.remove_partials(folder)
+    files.remove_partials(ledger)
+    files.remove_partials(path, below=True)
 
 
 def _damaged(root: Path, records: Mapping[str, FileRecord], deep: bool = True) -> list[str]:
