@@ -60,6 +60,11 @@ class Experiment:
         return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
+def experiment_of(maps: Path) -> Experiment:
+    """The experiment that a Zarr group of explanations belongs to."""
+    return Experiment(maps.parent.parent)
+
+
 def find_experiments(root: Path) -> list[Experiment]:
     """Experiments at or below `root` (folders that hold a recipe.yaml), sorted by path."""
     if (root / "recipe.yaml").is_file():

@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from maehpc.errors import RunError
 
 PARTIAL = ".partial-"
 """Every temporary name carries this mark; a leftover with it was never published and may be deleted."""
+
+FLUSHES = 8
+"""Files or folders that are flushed side by side, at most."""
+
+_PARTS = 1024
+"""Parts of a file that POSIX systems write in one call."""
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -90,18 +97,26 @@ def is_partial(path: Path) -> bool:
     return path.name.startswith(".") and PARTIAL in path.name
 
 
-def remove_partials(folder: Path) -> None:
+def remove_partials(folder: Path, below: bool = False) -> None:
     """Deletes unpublished leftovers directly inside `folder`. The caller owns the folder.
+
+    Args:
+        folder: nothing is done where there is none.
+        below: also inside the folders in it, however deep.
 
     Raises:
         RunError: one cannot be deleted.
     """
     if not folder.is_dir():
         return
-    for path in folder.iterdir():
-        if is_partial(path):
+    with os.scandir(folder) as entries:  # a store has a hundred thousand files: no Path is made for those that stay
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in found:
+        if PARTIAL in name and is_partial(path := folder / name):
             with writing(path):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                shutil.rmtree(path) if is_folder else path.unlink()
+        elif below and is_folder:
+            remove_partials(folder / name, below)
 
 
 def fsync_path(path: Path) -> None:
@@ -169,6 +184,59 @@ def atomic_path(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Gives temporary paths to write files at that belong together; publishes all when the block ends well.
+
+    The block writes each with `write_synced`. All are renamed before any folder is flushed, and the folders are flushed
+    side by side: a file system then takes their renames to its journal together.
+
+    Raises:
+        RunError: the disk refused (full, read-only, no permission).
+    """
+    for path in paths:
+        make_folder(path.parent)
+    partials = [partial_name(path) for path in paths]
+    try:
+        yield partials
+        for partial, path in zip(partials, paths, strict=True):
+            with writing(path):
+                partial.replace(path)
+        with ThreadPoolExecutor(FLUSHES) as pool:
+            list(pool.map(_flush_folder, dict.fromkeys(path.parent for path in paths)))
+    finally:
+        for partial in partials:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    with writing(folder):
+        fsync_path(folder)
+
+
+def write_synced(partial: Path, parts: Sequence[bytes | memoryview]) -> None:
+    """Writes a temporary file from its parts, many in one call of the system, and flushes it to the disk.
+
+    Raises:
+        RunError: the disk refused.
+    """
+    with writing(partial), partial.open("wb", buffering=0) as handle:
+        for start in range(0, len(parts), _PARTS):
+            _write_parts(handle.fileno(), parts[start : start + _PARTS])
+        os.fsync(handle.fileno())
+
+
+def _write_parts(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
+    left = list(parts)
+    while left:
+        written = os.writev(descriptor, left)
+        while left and written >= len(left[0]):
+            written -= len(left.pop(0))
+        if left:
+            left[0] = memoryview(left[0])[written:]  # a disk that fills up, or more than a call takes
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a whole file or nothing."""
     with atomic_path(path) as partial:
@@ -199,9 +267,12 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def sha256_bytes(data: bytes) -> str:
-    """SHA-256 (hex) of bytes."""
-    return hashlib.sha256(data).hexdigest()
+def sha256_bytes(*parts: bytes | memoryview) -> str:
+    """SHA-256 (hex) of bytes, given in one or more parts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def sha256_file(path: Path) -> str:

@@ -82,6 +82,18 @@ def rate_in_words(images: float, seconds: float) -> str:
     return f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"
 
 
+def human_bytes(size: int | None) -> str:
+    """Bytes in the unit that leaves one to three digits before the point."""
+    if size is None:
+        return "?"
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
 class _LineBar:
     def __init__(self, description: str, total: int, done: int, images: int) -> None:
         self._description, self._total, self._done, self._first = description, total, done, done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -24,10 +25,12 @@ def command(path: Path, repair: bool, as_json: bool) -> None:
 
     findings = verify_results(path, repair)
     if as_json:
-        click.echo(json.dumps({"checked": findings.checked, "problems": findings.problems}))
+        click.echo(json.dumps(asdict(findings)))
     else:
         for problem in findings.problems:
             click.echo(problem["sentence"])
+        for store, shards in findings.forgotten.items():
+            click.echo(f"{store}: forgot {len(shards)} shards; run explain to compute them")
         click.echo(f"{findings.checked} things checked, {len(findings.problems)} problems")
     if findings.problems:
         sys.exit(1)

@@ -24,6 +24,7 @@ from maehpc.experiment import Experiment
 from maehpc.launch import flops, footprint
 from maehpc.launch.flops import Vit
 from maehpc.launch.profile import LocalProfile, Profile, SlurmProfile
+from maehpc.progress import human_bytes
 from maehpc.recipes.settings import ExplainSettings, Recipe
 
 Counts = dict[SplitName, int]
@@ -243,18 +244,6 @@ def _row(cost: Cost) -> tuple[str, ...]:
 def human_count(count: int | None) -> str:
     """A whole number with thousands apart."""
     return "?" if count is None else f"{count:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-
-
-def human_bytes(size: int | None) -> str:
-    """Bytes in the unit that leaves one to three digits before the point."""
-    if size is None:
-        return "?"
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
 
 
 def human_hours(hours: float | None) -> str:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import psutil
 
-from maehpc.launch.estimate import human_bytes
+from maehpc.progress import human_bytes
 
 OLDEST_PYTHON = (3, 11)
 TORCH_LIMIT_S = 120.0

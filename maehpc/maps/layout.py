@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
@@ -39,6 +41,11 @@ class ArrayLayout:
         if IMAGE in self.dims or len(set(self.dims)) != len(self.dims):
             raise ValueError(f"dimensions {self.dims} repeat a name, or the leading '{IMAGE}'")
         return self
+
+    @property
+    def bytes(self) -> int:
+        """Of one image's values."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
     def is_map(self) -> bool:
@@ -83,6 +90,11 @@ class StoreLayout:
         assert 0 <= shard < self.shards, shard
         start = shard * self.shard_images
         return start, min(start + self.shard_images, self.images)
+
+    def values_bytes(self, shard: int) -> int:
+        """Bytes of a shard's values, as they are in memory."""
+        start, stop = self.span(shard)
+        return sum((stop - start) * array.bytes for array in self.arrays.values())
 
     def shard_file(self, name: str, shard: int) -> str:
         """Path of one array's shard, relative to the store."""

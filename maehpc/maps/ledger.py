@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from maehpc import files
 from maehpc.errors import RunError
+from maehpc.experiment import experiment_of
 from maehpc.maps.layout import StoreLayout
 
 _LAYOUT = TypeAdapter(StoreLayout)
@@ -73,9 +74,9 @@ class StoreRecord(_Record):
 AnyRecord = TypeVar("AnyRecord", bound=_Record)
 
 
-def file_record(data: bytes) -> FileRecord:
-    """The record of a file of these bytes."""
-    return FileRecord(sha256=files.sha256_bytes(data), bytes=len(data))
+def file_record(*parts: bytes | memoryview) -> FileRecord:
+    """The record of a file of these bytes, given in one or more parts."""
+    return FileRecord(sha256=files.sha256_bytes(*parts), bytes=sum(map(len, parts)))
 
 
 def damage(path: Path, record: FileRecord, deep: bool = True) -> Damage | None:
@@ -96,6 +97,17 @@ def damage(path: Path, record: FileRecord, deep: bool = True) -> Damage | None:
         return "missing"
     except RunError:
         return "unreadable"
+
+
+def way_out(root: Path, shard: int, found: Damage) -> str:
+    """What a user does about a damaged file of a shard of the store at `root`.
+
+    What presence and sizes tell, explain sees by itself; the rest of a finished store it does not read.
+    """
+    again = f"run explain again to compute shard {shard} anew"
+    if found in ("missing", "truncated"):
+        return again
+    return f"`maehpc verify --repair {experiment_of(root).root}` forgets the shard, then {again}"
 
 
 def plain_layout(layout: StoreLayout) -> dict[str, Any]:

@@ -1,16 +1,16 @@
 """A store of explanations: written one shard at a time by one owner, read only where the ledger vouches for it.
 
-Order of a write: the shard's files under temporary names; the old record removed, if there was one; each file
-fsynced and renamed; and when all of that is on the disk, the new record. At no instant does the ledger vouch for
-bytes that might not be there. Whether this process still owns the store is asked before the first rename and before
-the record.
+Order of a write: the shard's files under temporary names, each fsynced; the old record removed, if there was one; all
+files renamed, then their folders fsynced; and when all of that is on the disk, the new record. At no instant does the
+ledger vouch for bytes that might not be there. Whether this process still owns the store is asked before the first
+rename and before the record. One array is compressed while those before it are hashed and written.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from maehpc import files
 from maehpc.errors import InputError, RunError
-from maehpc.maps import codec
 from maehpc.maps.layout import StoreLayout
 from maehpc.maps.ledger import (
+    Damage,
     FileRecord,
     Ledger,
     ShardRecord,
@@ -30,7 +30,12 @@ from maehpc.maps.ledger import (
     file_record,
     plain_layout,
     store_digest,
+    way_out,
 )
+from maehpc.maps.metadata import COMPRESSIONS, fixed_files
+from maehpc.maps.sharding import Sharding, sharding
+from maehpc.maps.threads import in_order, pool
+from maehpc.maps.writing import write_files
 from maehpc.ownership import Owner
 from maehpc.places import is_remote
 
@@ -86,8 +91,7 @@ class MapStore:
         remove_leftovers(path, ledger)
 
         if earlier is None or _damaged(path, earlier.files):
-            content = codec.fixed_files(layout)
-            records = {name: file_record(data) for name, data in content.items()}
+            content, records = _fixed(path, layout, earlier)
             book.write_store(StoreRecord(digest=digest, inputs=dict(inputs), layout=layout, files=records))
             for name in _damaged(path, records):
                 files.write_bytes(path / name, content[name])
@@ -164,11 +168,24 @@ class MapStore:
         Args:
             deep: read every file and compare its SHA-256; without it presence and size alone are compared.
         """
-        return [shard for shard in range(self.layout.shards) if not self._whole(shard, deep)]
+        return [shard for shard, whole in self._looked_at(range(self.layout.shards), deep) if not whole]
 
     def shards(self, deep: bool = False) -> list[int]:
         """The shards that are not `missing`."""
-        return [shard for shard in range(self.layout.shards) if self._whole(shard, deep)]
+        return [shard for shard, whole in self._looked_at(range(self.layout.shards), deep) if whole]
+
+    def damaged(self, shards: Sequence[int], watch: Callable[[int], object] = lambda shard: None) -> list[int]:
+        """Those of some shards that are not as recorded; every byte of them is read.
+
+        Args:
+            shards: to read.
+            watch: told each that was read; what it raises ends the reading.
+        """
+        found = []
+        for shard, whole in self._looked_at(shards, deep=True):
+            watch(shard)
+            found += [] if whole else [shard]
+        return found
 
     def stamp(self, shard: int) -> str | None:
         """What tells a shard's content from any other: a digest of its record; None where it is `missing`.
@@ -199,10 +216,12 @@ class MapStore:
     def _read(self, name: str, shard: int, record: ShardRecord) -> NDArray[Any]:
         relative = self.layout.shard_file(name, shard)
         data = _read(self.path / relative)
-        if data is None or file_record(data) != record.files[relative]:
+        recorded = record.files[relative]
+        if data is None or file_record(data) != recorded:
             state = "is absent" if data is None else "is not what its ledger recorded"
-            raise RunError(f"{self.path / relative} {state}; run explain again to compute shard {shard} anew")
-        return codec.decode(self.layout, name, shard, self._metadata[f"{name}/zarr.json"], data)
+            found: Damage = "missing" if data is None else "truncated" if len(data) < recorded.bytes else "flipped"
+            raise RunError(f"{self.path / relative} {state}; {way_out(self.path, shard, found)}")
+        return self._sharding(name).decode(data, len(self.images(shard)))
 
     def write_shard(self, shard: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Writes and records a shard, whole or not at all.
@@ -218,13 +237,11 @@ class MapStore:
         if self._owner is None:
             raise ValueError(f"{self.path} was opened without an owner: for reading alone")
         self._check(shard, arrays)
-        records: dict[str, FileRecord] = {}
-        with ExitStack() as renames:
-            for name in sorted(arrays):
-                relative = self.layout.shard_file(name, shard)
-                data = codec.encode(self.layout, name, shard, arrays[name])
-                records[relative] = file_record(data)
-                renames.enter_context(files.atomic_path(self.path / relative)).write_bytes(data)
+        names = sorted(arrays)
+        relative = [self.layout.shard_file(name, shard) for name in names]
+        with files.atomic_paths([self.path / one for one in relative]) as partials:
+            encoders = [partial(self._sharding(name).encode, arrays[name]) for name in names]
+            records = dict(zip(relative, write_files(encoders, partials), strict=True))
             self._owner.still_owner()
             self._ledger.forget(shard)
         self._owner.still_owner()
@@ -251,19 +268,48 @@ class MapStore:
                     f"{name} is {values.dtype}{list(values.shape)} for {expected.dtype}{list(shape)} in shard {shard}"
                 )
 
+    def _sharding(self, name: str) -> Sharding:
+        return sharding(self._metadata[f"{name}/zarr.json"])
+
     def _shard_record(self, shard: int) -> ShardRecord | None:
         record = self._ledger.shard(shard)
         return record if record is not None and self._record.accepts(shard, record) else None
 
-    def _whole(self, shard: int, deep: bool) -> bool:
-        record = self._shard_record(shard)
-        return record is not None and not _damaged(self.path, record.files, deep)
+    def _looked_at(self, shards: Sequence[int], deep: bool) -> Iterator[tuple[int, bool]]:
+        """Whether each is as recorded. Threads hide how long a file system takes to answer."""
+
+        def whole(shard: int) -> tuple[int, bool]:
+            record = self._shard_record(shard)
+            return shard, record is not None and not _damaged(self.path, record.files, deep)
+
+        with pool() as looking:
+            yield from in_order(looking, whole, shards)
+
+
+def _fixed(
+    path: Path, layout: StoreLayout, earlier: StoreRecord | None
+) -> tuple[dict[str, bytes], dict[str, FileRecord]]:
+    """The files of a store but its shards, and their records, in the compression that it was begun with.
+
+    Its record tells that, or else what is left of its files; a new store has neither.
+    """
+
+    def unlike(content: dict[str, bytes]) -> tuple[bool, int]:
+        records = _records(content)
+        return earlier is None or records != earlier.files, len(_damaged(path, records))
+
+    content = min((fixed_files(layout, compression) for compression in COMPRESSIONS), key=unlike)
+    return content, _records(content)
+
+
+def _records(content: Mapping[str, bytes]) -> dict[str, FileRecord]:
+    return {name: file_record(data) for name, data in content.items()}
 
 
 def remove_leftovers(path: Path, ledger: Path) -> None:
     """Deletes temporary files of a store and its ledger; the caller owns both."""
-    for folder in [ledger, path, *(entry for entry in path.rglob("*") if entry.is_dir())]:
-        files.remove_partials(folder)
+    files.remove_partials(ledger)
+    files.remove_partials(path, below=True)
 
 
 def _damaged(root: Path, records: Mapping[str, FileRecord], deep: bool = True) -> list[str]:

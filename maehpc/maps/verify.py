@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 from maehpc import files
 from maehpc.errors import InputError
-from maehpc.maps.ledger import Damage, FileRecord, Ledger, StoreRecord, damage
+from maehpc.maps.ledger import Damage, FileRecord, Ledger, StoreRecord, damage, way_out
+from maehpc.maps.threads import in_order, pool
 
 Kind = Damage | Literal["unrecorded", "foreign"]
 """What befell a recorded file; or unrecorded: the ledger does not vouch for the shard; or foreign: a file the ledger
@@ -58,8 +60,8 @@ def verify(path: Path, ledger: Path) -> list[Problem]:
     if store is None:
         raise InputError(f"{book.store_path} is absent or unreadable; run explain to make the store")
     return [
-        *_files(path, store.files, None, "run explain again to write it anew"),
-        *(problem for shard in range(store.layout.shards) for problem in _shard(path, book, store, shard)),
+        *_metadata(path, store),
+        *_shards(path, book, store),
         *_foreign_files(path, store),
         *_foreign_records(book, store),
     ]
@@ -77,6 +79,18 @@ def discard(ledger: Path, problems: Iterable[Problem]) -> list[int]:
     return shards
 
 
+def _metadata(path: Path, store: StoreRecord) -> Iterator[Problem]:
+    for name, found in _damages(path, store.files):
+        sentence = f"{path / name} {_SAID[found]}; run explain again to write it anew"
+        yield Problem(found, None, path / name, sentence)
+
+
+def _shards(path: Path, book: Ledger, store: StoreRecord) -> Iterator[Problem]:
+    with pool() as reading:
+        found = in_order(reading, lambda shard: list(_shard(path, book, store, shard)), range(store.layout.shards))
+        yield from chain.from_iterable(found)
+
+
 def _shard(path: Path, book: Ledger, store: StoreRecord, shard: int) -> Iterator[Problem]:
     record = book.shard(shard)
     where = book.shard_path(shard)
@@ -89,14 +103,16 @@ def _shard(path: Path, book: Ledger, store: StoreRecord, shard: int) -> Iterator
         sentence = f"{where} is no record of {which}; run explain to compute the shard"
         yield Problem("foreign", shard, where, sentence)
     else:
-        yield from _files(path, record.files, shard, f"run explain again to compute shard {shard} anew")
+        for name, found in _damages(path, record.files):
+            sentence = f"{path / name} {_SAID[found]}; {way_out(path, shard, found)}"
+            yield Problem(found, shard, path / name, sentence)
 
 
-def _files(root: Path, records: dict[str, FileRecord], shard: int | None, fix: str) -> Iterator[Problem]:
+def _damages(root: Path, records: dict[str, FileRecord]) -> Iterator[tuple[str, Damage]]:
     for name, record in sorted(records.items()):
         found = damage(root / name, record)
         if found:
-            yield Problem(found, shard, root / name, f"{root / name} {_SAID[found]}; {fix}")
+            yield name, found
 
 
 def _foreign_files(root: Path, store: StoreRecord) -> Iterator[Problem]:

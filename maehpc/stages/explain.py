@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 from maehpc import files
+from maehpc.errors import Interrupted
 from maehpc.maps import MapStore
 from maehpc.ownership import Owner, own
 from maehpc.pool import Done, Shard
+from maehpc.progress import human_bytes
 from maehpc.stages.context import Context
 from maehpc.stages.explanations import Prepared, prepared
 
@@ -28,9 +31,8 @@ def explain(context: Context, dataset: str) -> dict[str, Any]:
     """
     world = context.world
     with prepared(context, dataset) as ready, open_store(context, ready) as store:
-        missing = world.from_leader(lambda: store.missing(deep=True))
-        if not missing:
-            context.progress.say(f"{ready.label}: already done")
+        missing = remaining(context, store, ready.label)
+        say_what_remains(context, store, ready.label, missing)
         if context.metrics is not None:
             context.metrics.begin(ready.name, context.experiment.root.name, ready.name, store, missing)
             context.metrics.pool(1)
@@ -38,6 +40,46 @@ def explain(context: Context, dataset: str) -> dict[str, Any]:
         whole = sum(len(store.images(shard)) for shard in missing)
         world.together(lambda: write_shards(context, store, ours, whole, ready), context.stop)
         return told(context, ready, len(missing))
+
+
+def remaining(context: Context, store: MapStore, label: str) -> list[int]:
+    """The shards to compute; every rank is told all of them.
+
+    A store that is whole by its records and by the presence and sizes of its files is done: to read every byte of it is
+    `maehpc verify`'s work, and every reader compares digests. Where something is left to compute, something may have
+    crashed: the rest is then read whole first, by all ranks.
+
+    Raises:
+        Interrupted: somebody wanted to stop while it was read.
+    """
+    world = context.world
+    absent = world.from_leader(store.missing)
+    there = sorted(set(range(store.layout.shards)).difference(absent)) if absent else []
+    if not there:
+        return absent
+    ours = there[world.rank :: world.size]
+    with context.progress.bar(f"{label}: reading what is there", len(ours), images=0) as bar:
+
+        def watch(shard: int) -> None:
+            if context.stop.reason is not None:
+                raise Interrupted(label, context.stop.reason)
+            bar.advance()
+
+        damaged = world.together(lambda: store.damaged(ours, watch), context.stop)
+    return sorted({*absent, *chain.from_iterable(damaged)})
+
+
+def say_what_remains(context: Context, store: MapStore, label: str, missing: list[int]) -> None:
+    """Tells what is about to be written; a file system that cannot take it is better known of now."""
+    layout = store.layout
+    if not missing:
+        context.progress.say(f"{label}: already done")
+        return
+    images, size = sum(len(store.images(shard)) for shard in missing), sum(map(layout.values_bytes, missing))
+    written = len(missing) * (len(layout.arrays) + 1)  # a file an array, and the record
+    context.progress.say(
+        f"{label}: {images} images in {len(missing)} shards, {written} files, about {human_bytes(size)}"
+    )
 
 
 def told(context: Context, ready: Prepared, computed: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from maehpc.pool.worker import Spec
 from maehpc.progress import Bar, Silent
 from maehpc.recipes import Recipe
 from maehpc.stages.context import Context
-from maehpc.stages.explain import open_store, told
+from maehpc.stages.explain import open_store, remaining, say_what_remains, told
 from maehpc.stages.explanations import NAME, Prepared, prepared
 from maehpc.stages.pool_log import PoolLog
 
@@ -109,13 +109,13 @@ def explain_pooled(context: Context, fleet: Fleet) -> dict[str, dict[str, Any]]:
             # The driver needs shapes and digests alone; GPUs are the workers'.
             with prepared(replace(context, device=torch.device("cpu")), dataset) as ready:
                 store = until_end.enter_context(open_store(context, ready))
-                missing = store.missing(deep=True)
+                missing = remaining(context, store, ready.label)
                 records[dataset] = told(context, ready, len(missing))
                 name = ready.name
+                say_what_remains(context, store, ready.label, missing)
                 if context.metrics is not None:
                     context.metrics.begin(name, context.experiment.root.name, name, store, missing)
             if not missing:
-                context.progress.say(f"{NAME} {name}: already done")
                 continue
             assert store.owner is not None
             stores[name], owners[name] = store, store.owner.attempt

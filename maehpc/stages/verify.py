@@ -24,10 +24,12 @@ class Findings:
     Attributes:
         checked: packs, records, stores, checkpoints and finished results.
         problems: `kind`, `path`, `sentence` and, for a store's shard, `shard`.
+        forgotten: shards by store that count as missing now, so that explain computes them.
     """
 
     checked: int = 0
     problems: list[dict[str, Any]] = field(default_factory=list)
+    forgotten: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, kind: str, path: Path, sentence: str, shard: int | None = None) -> None:
         """Notes a problem."""
@@ -121,4 +123,6 @@ def _store(experiment: Experiment, dataset: str, repair: bool, findings: Finding
         findings.add(problem.kind, problem.path, problem.sentence, problem.shard)
     if repair and problems:
         with own(ledger):
-            maps.discard(ledger, problems)
+            forgotten = maps.discard(ledger, problems)
+        if forgotten:
+            findings.forgotten[str(experiment.maps(dataset))] = forgotten

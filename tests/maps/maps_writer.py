@@ -61,7 +61,7 @@ def begin(root: Path, owner: Owner, layout: StoreLayout = LAYOUT) -> MapStore:
 
 
 def explain(root: Path, layout: StoreLayout = LAYOUT) -> list[int]:
-    """Computes what is missing, as the explain stage does; gives the shards it wrote."""
+    """Computes what is missing once every byte was read; gives the shards it wrote."""
     with own(root / "ledger") as owner:
         store = begin(root, owner, layout)
         missing = store.missing(deep=True)

@@ -6,6 +6,8 @@ import json
 import random
 import shutil
 import time
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,14 @@ from tiny import in_child, killed_after, killed_when, tiny_context, tiny_recipe
 
 from maehpc import files, maps
 from maehpc.data import Preprocess, open_split, prepare
-from maehpc.errors import InputError
+from maehpc.errors import InputError, Interrupted
 from maehpc.explain import Explainer, NoiseKey
+from maehpc.interruption import Stop
 from maehpc.maps import MapStore
 from maehpc.ownership import own
+from maehpc.progress import Bar, Silent, human_bytes
 from maehpc.recipes import read_recipe
+from maehpc.report import aggregate
 from maehpc.stages.begin import begin, settled_recipe
 from maehpc.stages.context import Context
 from maehpc.stages.explain import explain
@@ -168,7 +173,7 @@ def damage_flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, Path.unlink, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize("damage", [damage_truncate, Path.unlink, lambda path: path.write_bytes(b"")])
 def test_explain_computes_just_the_damaged_shard_again(damage: object, finished: Context, tmp_path: Path) -> None:
     assert callable(damage)
     broken = copy_of(finished, tmp_path)
@@ -179,6 +184,70 @@ def test_explain_computes_just_the_damaged_shard_again(damage: object, finished:
     damage(victim)
     assert [problem["shard"] for problem in verify_results(broken.experiment.root).problems] == [1]
     assert explain(broken, "digits")["computed"] == 1
+    assert tree(broken.experiment.maps("digits")) == expected
+
+
+def said(context: Context) -> tuple[Context, list[str]]:
+    """The same, and what it is told from now on, bars by their description."""
+    lines: list[str] = []
+
+    class Telling(Silent):
+        def bar(self, description: str, *counts: int, **words: int) -> AbstractContextManager[Bar]:
+            lines.append(description)
+            return super().bar(description, *counts, **words)
+
+        def say(self, sentence: str) -> None:
+            lines.append(sentence)
+
+    return replace(context, progress=Telling()), lines
+
+
+def test_a_flipped_bit_in_a_finished_store_is_named_forgotten_and_computed_anew(
+    finished: Context, tmp_path: Path
+) -> None:
+    broken, lines = said(copy_of(finished, tmp_path))
+    root = broken.experiment.root
+    expected = tree(broken.experiment.maps("digits"))
+    victim = broken.experiment.maps("digits") / "saliency_sensitivity" / "c.1.0"
+    damage_flip(victim)
+
+    assert explain(broken, "digits")["computed"] == 0  # every byte of a finished store is verify's to read
+    assert lines == ["explain digits: already done", "explain digits"]
+    way_out = f"`maehpc verify --repair {root}` forgets the shard, then run explain again to compute shard 1 anew"
+    summary = aggregate(root)
+    assert set(summary.rows["images"]) == {12}
+    [warning] = [text for text in summary.missing if str(victim) in text]
+    assert way_out in warning
+    [problem] = verify_results(root).problems
+    assert (problem["kind"], problem["shard"], problem["path"]) == ("flipped", 1, str(victim))
+    assert way_out in problem["sentence"]
+    assert explain(broken, "digits")["computed"] == 0
+
+    assert verify_results(root, repair=True).forgotten == {str(broken.experiment.maps("digits")): [1]}
+    assert explain(broken, "digits")["computed"] == 1
+    assert tree(broken.experiment.maps("digits")) == expected and verify_results(root).problems == []
+
+
+def test_a_store_that_is_gone_on_with_is_read_whole_first(finished: Context, tmp_path: Path) -> None:
+    broken, lines = said(copy_of(finished, tmp_path))
+    expected = tree(broken.experiment.maps("digits"))
+    (broken.experiment.ledger("digits") / "shard-00000.json").unlink()
+    damage_flip(broken.experiment.maps("digits") / "deeplift" / "c.2.0.0")
+
+    stopped = replace(broken, stop=Stop())
+    stopped.stop.request("enough")
+    with pytest.raises(Interrupted):
+        explain(stopped, "digits")
+    assert lines == ["explain digits: reading what is there"]
+    lines.clear()
+    assert explain(broken, "digits")["computed"] == 2
+    arrays = dict(zarr.open_group(str(broken.experiment.maps("digits")), mode="r").arrays())
+    del arrays["image"]
+    size = human_bytes(sum(array[:12].nbytes for array in arrays.values()))
+    assert lines[:2] == [
+        "explain digits: reading what is there",
+        f"explain digits: 12 images in 2 shards, {2 * (len(arrays) + 1)} files, about {size}",
+    ]
     assert tree(broken.experiment.maps("digits")) == expected
 
 
