@@ -49,6 +49,11 @@ def set_verbosity(verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(name)s: %(message)s")
 
 
+def separated(text: str) -> tuple[str, ...]:
+    """Words with commas between."""
+    return tuple(word.strip() for word in text.split(","))
+
+
 def complete_recipe(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Names of shipped recipes that begin with what is typed."""
     from maehpc.recipes import list_recipes
@@ -95,3 +100,11 @@ def complete_dataset(ctx: click.Context, parameter: click.Parameter, incomplete:
     from maehpc.catalogue import catalogue
 
     return _last_word([*catalogue(), "all"], incomplete)
+
+
+def complete_mapped(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Data sets that are explained in the experiment at PATH, where that is typed already."""
+    from maehpc.experiment import Experiment
+
+    path: Path | None = ctx.params.get("path")
+    return _last_word(Experiment(path).mapped_datasets() if path else [], incomplete)

@@ -32,6 +32,7 @@ class Attributes(BaseModel):
     methods: tuple[str, ...]
     explain: ExplainSettings
     seed: int
+    image_size: int
     classifier: str | None = None
 
     @property
