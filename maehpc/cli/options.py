@@ -106,5 +106,6 @@ def complete_mapped(ctx: click.Context, parameter: click.Parameter, incomplete: 
     """Data sets that are explained in the experiment at PATH, where that is typed already."""
     from maehpc.experiment import Experiment
 
-    path: Path | None = ctx.params.get("path")
-    return _last_word(Experiment(path).mapped_datasets() if path else [], incomplete)
+    # click leaves the words it has not yet given a meaning to where the last option still lacks its value
+    path = next(iter([*filter(None, [ctx.params.get("path")]), *ctx.args]), None)
+    return _last_word(Experiment(Path(path)).mapped_datasets() if path else [], incomplete)

@@ -4,7 +4,8 @@ Voxel (i, j, k) is column i, row j and slice k of the map; i varies fastest in t
 two dimensions has one slice. Channels are kept where a store has them, along the fifth dimension, which the format
 gives to the values of a vector. World coordinates are pixels of the image that was explained: the affine is the
 identity for maps of pixels, and lays the patches of coarser maps over the pixels they cover. Images say nothing of
-millimetres or of a patient's left and right, and neither does the header.
+millimetres or of a patient's left and right, and neither does the header; a viewer that takes y for a direction upwards
+shows row 0 at the bottom.
 """
 
 from __future__ import annotations
