@@ -8,6 +8,7 @@ results/NAME/
   pool.jsonl          what a pool of workers did
   ledger/DATASET/     store.json, attempts/, one record a finished shard
   report/             tables and figures
+  export/DATASET/     explanations in other formats
 """
 
 from __future__ import annotations
@@ -48,6 +49,11 @@ class Experiment:
     def ledger(self, dataset: str) -> Path:
         """The ledger of that group."""
         return self.root / "ledger" / dataset
+
+    @property
+    def exports(self) -> Path:
+        """Explanations in other formats, a folder a data set."""
+        return self.root / "export"
 
     def mapped_datasets(self) -> list[str]:
         """Names of the data sets that have a ledger, sorted."""

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from maehpc.cli.options import complete_dataset, complete_kind, complete_method, complete_metric, complete_recipe
+from maehpc.cli.options import (
+    complete_dataset,
+    complete_kind,
+    complete_method,
+    complete_metric,
+    complete_recipe,
+    separated,
+)
 
 if TYPE_CHECKING:
     from maehpc.experiment import Experiment
@@ -158,20 +165,16 @@ def _settings(words: Words, datasets: tuple[str, ...]) -> dict[str, Any]:
         settings["datasets"] = datasets
     explain: dict[str, Any] = {}
     if words.methods:
-        explain["methods"] = _separated(words.methods)
+        explain["methods"] = separated(words.methods)
     if words.sensitivity:
-        explain["sensitivity"] = {"kinds": () if words.sensitivity == "none" else _separated(words.sensitivity)}
+        explain["sensitivity"] = {"kinds": () if words.sensitivity == "none" else separated(words.sensitivity)}
     if words.metrics:
-        explain["metrics"] = () if words.metrics == "none" else _separated(words.metrics)
+        explain["metrics"] = () if words.metrics == "none" else separated(words.metrics)
     if explain:
         settings["explain"] = explain
     if words.seed is not None:
         settings["seed"] = words.seed
     return settings
-
-
-def _separated(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(","))
 
 
 def _datasets(text: str | None, source_size: int, packs: Path, progress: Progress) -> tuple[str, ...]:

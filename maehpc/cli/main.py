@@ -22,6 +22,7 @@ COMMANDS = {
     "resume": ("maehpc.cli.resume", "Submit jobs again that failed or were cancelled."),
     "data": ("maehpc.cli.data", "List, fetch, pack and verify data sets."),
     "aggregate": ("maehpc.cli.aggregate", "Tables, figures and a report over experiments."),
+    "maps": ("maehpc.cli.maps", "Export stored explanations: arrays, pictures, volumes."),
     "verify": ("maehpc.cli.verify", "Check stores and checkpoints against their digests."),
     "profile": ("maehpc.cli.profile", "List profiles, show one, print the JSON schema."),
     "recipe": ("maehpc.cli.recipe", "List recipes, show one, print the JSON schema."),

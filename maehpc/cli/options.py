@@ -58,6 +58,11 @@ def set_verbosity(verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(name)s: %(message)s")
 
 
+def separated(text: str) -> tuple[str, ...]:
+    """Words with commas between."""
+    return tuple(word.strip() for word in text.split(","))
+
+
 def complete_recipe(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Names of shipped recipes that begin with what is typed."""
     from maehpc.recipes import list_recipes
@@ -104,3 +109,12 @@ def complete_dataset(ctx: click.Context, parameter: click.Parameter, incomplete:
     from maehpc.catalogue import catalogue
 
     return _last_word([*catalogue(), "all"], incomplete)
+
+
+def complete_mapped(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Data sets that are explained in the experiment at PATH, where that is typed already."""
+    from maehpc.experiment import Experiment
+
+    # click leaves the words it has not yet given a meaning to where the last option still lacks its value
+    path = next(iter([*filter(None, [ctx.params.get("path")]), *ctx.args]), None)
+    return _last_word(Experiment(Path(path)).mapped_datasets() if path else [], incomplete)

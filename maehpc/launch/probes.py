@@ -45,9 +45,9 @@ NETWORK_FILE_SYSTEMS = frozenset(
 State = Literal["ok", "warning", "problem"]
 
 PACKAGES = (
-    *("captum", "click", "h5py", "jinja2", "matplotlib", "medmnist", "numpy", "pandas", "pillow", "psutil", "pyarrow"),
-    *("pydantic", "pyyaml", "rich", "safetensors", "scikit-learn", "scipy", "submitit", "tensorboard", "timm", "torch"),
-    *("torchvision", "xarray", "zarr"),
+    *("captum", "click", "h5py", "jinja2", "matplotlib", "medmnist", "nibabel", "numpy", "pandas", "pillow", "psutil"),
+    *("pyarrow", "pydantic", "pyyaml", "rich", "safetensors", "scikit-learn", "scipy", "submitit", "tensorboard"),
+    *("timm", "torch", "torchvision", "xarray", "zarr"),
 )
 """What must be installed; an installed maehpc adds the versions. (That of a checkout may be older than its code.)"""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Attributes(BaseModel):
     methods: tuple[str, ...]
     explain: ExplainSettings
     seed: int
+    image_size: int
     classifier: str | None = None
 
     @property
@@ -246,8 +247,8 @@ def read_panel(explained: Explained, place: int, heading: str) -> Panel:
     return Panel(
         heading=heading,
         lines=_about(explained, image, place),
-        image=pixels.squeeze(-1) if pixels is not None and pixels.shape[-1] == 1 else pixels,
-        maps={name: _flat(name, store.read(name, shard)[row]) for name in methods},
+        image=None if pixels is None else picture(pixels),
+        maps={name: flat_map(name, store.read(name, shard)[row]) for name in methods},
         sensitivity={name: value_at(values, place) for name, (_, values) in measures.items()},
         measure=_SHORT[measures[methods[0]][0]],
     )
@@ -259,11 +260,9 @@ _SHORT = {"max sensitivity": "max sens.", "PGD change": "PGD change"}
 def _about(explained: Explained, image: int, place: int) -> tuple[str, ...]:
     classes = explained.attributes.classes
     row = explained.gathered.row
-    label = row("label", place)
-    labels = [int(label)] if label.ndim == 0 else [int(number) for number in np.flatnonzero(label)]
     lines = (
         f"image {image}",
-        f"label: {', '.join(classes[number] for number in labels) or 'none'}",
+        f"label: {label_in_words(row('label', place), classes)}",
         f"predicted: {classes[row('prediction', place)]}",
     )
     if "flipped" not in explained.store.layout.arrays:
@@ -272,7 +271,24 @@ def _about(explained: Explained, image: int, place: int) -> tuple[str, ...]:
     return (*lines, f"flips: {flipped.sum()} of {len(flipped)}")
 
 
-def _flat(name: str, values: NDArray[Any]) -> NDArray[np.float32]:
+def label_in_words(label: NDArray[np.int64], classes: Sequence[str]) -> str:
+    """The classes that an image belongs to.
+
+    Args:
+        label: of one image: a scalar, or [K] of 0 and 1 for multi-label tasks.
+        classes: their names.
+    """
+    numbers = [int(label)] if label.ndim == 0 else [int(number) for number in np.flatnonzero(label)]
+    return ", ".join(classes[number] for number in numbers) or "none"
+
+
+def picture(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Stored pixels [H, W, C] as they are drawn: [H, W] where there is one channel."""
+    return pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels
+
+
+def flat_map(name: str, values: NDArray[Any]) -> NDArray[np.float32]:
+    """A method's map with one value a pixel, [h, w], from [h, w] or [channel, h, w]."""
     if values.ndim == 3:
         values = np.abs(values).max(0) if method(name).over_channels == "largest" else values.sum(0, np.float32)
     return values.astype(np.float32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -12,8 +11,6 @@ from threading import Thread
 
 import pytest
 from command_line import Run
-
-sys.path.append(str(Path(__file__).parents[1] / "report"))
 from report_experiments import Study, write_experiment
 
 

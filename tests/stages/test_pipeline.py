@@ -91,6 +91,48 @@ def test_xarray_opens_the_store_with_names(finished: Context) -> None:
     np.testing.assert_array_equal(store["prediction"].values, store["logits"].values.argmax(1))
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        (
+            "explain.methods=[saliency,rollout,deeplift]",
+            "explain.metrics=[deletion,sparseness]",
+            "explain.sensitivity.kinds=[random,pgd]",
+            "explain.sensitivity.search.steps=2",
+            "explain.maps.channels=full",
+            "explain.maps.dtype=float16",
+            "explain.images=5",
+            "explain.maps.shard_images=2",
+        ),
+    ],
+    ids=["plain", "rich"],
+)
+def test_zarr_and_xarray_open_every_array_that_explain_writes(
+    finished: Context, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    context = finished
+    if overrides:
+        context = copy_of(finished, tmp_path, *overrides)
+        forget_explanations(context)
+        explain(context, "digits")
+    path = context.experiment.maps("digits")
+    store = MapStore.open(path, context.experiment.ledger("digits"))
+    group = zarr.open_group(path, mode="r")
+    assert set(group.array_keys()) == {"image", *store.layout.arrays}
+    with xarray.open_zarr(path, consolidated=False) as data:
+        assert set(data.data_vars) == set(store.layout.arrays)
+        for name, layout in store.layout.arrays.items():
+            written = np.concatenate([store.read(name, shard) for shard in store.shards()])
+            assert written.shape == (store.layout.images, *layout.shape) and str(written.dtype) == layout.dtype
+            for values in (np.asarray(group[name][...]), data[name].values):
+                assert (values.dtype, values.shape) == (written.dtype, written.shape), name
+                assert values.tobytes() == written.tobytes(), name
+            assert group[name].metadata.dimension_names == data[name].dims == ("image", *layout.dims)
+            assert list(data[name].coords) == ["image"]
+            assert data[name].image.values.tolist() == list(range(store.layout.images))
+
+
 def test_the_store_holds_what_the_explainer_says_of_each_image_alone(finished: Context) -> None:
     recipe = finished.recipe
     store = zarr.open_group(str(finished.experiment.maps("digits")), mode="r")

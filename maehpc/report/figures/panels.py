@@ -10,20 +10,16 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from maehpc.report.figures import style
+from maehpc.report.figures.colours import GREY_OPACITY, colour_limit, colour_map, colour_range, grey, opacity
 from maehpc.report.methods import Method, method
 
 _CELL, _TEXT, _TOP, _BOTTOM, _GAP = 1.45, 1.25, 0.58, 0.36, 0.26  # inches
 _WRAP = 19  # characters that fit left of a row
-_CLIP = 99.5
-"""Percentile of |map| at which the colours end: a single hot pixel does not darken the rest."""
-
-_POSITIVE = LinearSegmentedColormap.from_list("positive", ["#ffffff", "#7fb2d6", "#0a559c", "#04152b"])
-_SIGNED = LinearSegmentedColormap.from_list("signed", ["#053061", "#4393c3", "#ffffff", "#d6604d", "#67001f"])
 
 
 @dataclass(frozen=True)
@@ -114,20 +110,13 @@ def _show(axis: Axes, picture: NDArray[Any], **options: Any) -> None:
 
 
 def _draw_map(axis: Axes, values: NDArray[np.float32], image: NDArray[np.uint8] | None, look: Method) -> None:
-    magnitude = np.abs(values[np.isfinite(values)])
-    limit = float(np.percentile(magnitude, _CLIP) or magnitude.max() or 1) if magnitude.size else 1.0
-    norm = Normalize(-limit if look.signed else 0, limit)
-    cmap = _SIGNED if look.signed else _POSITIVE
+    limit = colour_limit(values)
+    norm, cmap = Normalize(*colour_range(limit, look)), colour_map(look)
     if look.overlay and image is not None:
-        _show(axis, _grey(image), vmin=0, vmax=255, alpha=0.6)
-        opacity = 0.1 + 0.75 * np.clip(np.abs(np.nan_to_num(values)) / limit, 0, 1)
-        _show(axis, values, cmap=cmap, norm=norm, alpha=opacity, interpolation="bicubic")
+        _show(axis, grey(image), vmin=0, vmax=255, alpha=GREY_OPACITY)
+        _show(axis, values, cmap=cmap, norm=norm, alpha=opacity(values, limit), interpolation="bicubic")
     else:
         _show(axis, values, cmap=cmap, norm=norm)
-
-
-def _grey(image: NDArray[np.uint8]) -> NDArray[Any]:
-    return image if image.ndim == 2 else image @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
 
 
 def _draw_range(figure: Figure, axis: Axes, look: Method) -> None:
@@ -137,7 +126,7 @@ def _draw_range(figure: Figure, axis: Axes, look: Method) -> None:
          0.7 * place.width, 0.06 / figure.get_figheight())
     )  # fmt: skip
     norm = Normalize(-1 if look.signed else 0, 1)
-    scale = ScalarMappable(norm, _SIGNED if look.signed else _POSITIVE)
+    scale = ScalarMappable(norm, colour_map(look))
     ticks, words = ([-1, 0, 1], ["against", "0", "for"]) if look.signed else ([0, 1], ["0", "large"])
     colours = figure.colorbar(scale, cax=bar, orientation="horizontal", ticks=ticks)
     colours.ax.set_xticklabels(words, fontsize=6.5)
