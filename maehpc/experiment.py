@@ -38,6 +38,11 @@ class Experiment:
         """What pools of workers did, event by event."""
         return self.root / "pool.jsonl"
 
+    @property
+    def pool(self) -> Path:
+        """Where a pool that is at work can be found."""
+        return self.root / ".pool"
+
     def stage(self, stage: str, dataset: str) -> Path:
         """The folder of a training stage (`pretrain`, `finetune`) on one data set."""
         return self.root / stage / dataset

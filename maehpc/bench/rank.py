@@ -131,7 +131,7 @@ def _ours(spec: Spec, rank: int) -> Times | None:
         joined = time.monotonic()
         context = Context(experiment, recipe, device, Path(spec.packs), progress, world)
         with begin(context, ["bench"], ["pretrain"]):
-            run_stages(context, ["pretrain"])
+            run_stages([context], ["pretrain"])
         parameters = _parameters(recipe)
         reduced = _all_reduces(parameters, device) if spec.size > 1 else []
     if rank:

@@ -6,7 +6,7 @@ Nothing heavy is imported unless data sets have to be looked for (`all`, `NAME?`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -78,7 +78,11 @@ def experiment_options(function: Function) -> Function:
             help="A name from `maehpc recipe list` or a YAML file.  [default: the experiment's own, else by stage: "
             f"{defaults}]",
         ),
-        click.option("--name", help="Experiment: the folder below RESULTS.  [default: the recipe's name]"),
+        click.option(
+            "--name",
+            help="Experiment: the folder below RESULTS; to explain several at once, names with commas between.  "
+            "[default: the recipe's name]",
+        ),
         click.option(
             "--datasets",
             shell_complete=complete_dataset,
@@ -120,6 +124,25 @@ def experiment_name(name: str | None, recipe: str | None, stage: str) -> str:
     if name in RESERVED_NAMES:
         raise InputError(f"--name {name}: results/{name} is not an experiment's; choose another name")
     return name
+
+
+def apart(words: Words) -> list[Words]:
+    """The words for each experiment that is named; several can be explained at once.
+
+    Raises:
+        InputError: several are named for another stage, or one of them twice.
+    """
+    from maehpc.errors import InputError
+
+    names = [name.strip() for name in (words.name or "").split(",")]
+    if len(names) == 1:
+        return [words]
+    if words.stage != "explain":
+        raise InputError(f"--name {words.name}: {words.stage} works on one experiment at a time; give one name")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"--name {words.name}: {twice or 'nothing'} is named twice; name each once")
+    return [replace(words, name=name) for name in names]
 
 
 def settle(

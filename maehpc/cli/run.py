@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from maehpc.cli.experiment import Words, experiment_options, settle
+from maehpc.cli.experiment import Words, apart, experiment_options, settle
 from maehpc.cli.options import (
     complete_profile,
     json_option,
@@ -23,6 +23,9 @@ from maehpc.cli.options import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
+    from maehpc.experiment import Experiment
     from maehpc.progress import Progress
 
 
@@ -40,6 +43,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Processes that explain, each on a GPU or on its part of the cores.",
 )
+@click.option(
+    "--pool-address",
+    metavar="IP",
+    help="Address of this host at which workers of other hosts may --join.  [default: those of this host alone]",
+)
+@click.option("--join", is_flag=True, help="Bring --workers to the run that is explaining the experiment already.")
 @metrics_port_option
 @click.option(
     "--metrics-address",
@@ -82,6 +91,8 @@ def _run(
     device: Any,
     threads: int | None,
     workers: int,
+    pool_address: str | None,
+    join: bool,
     metrics_port: int | None,
     metrics_address: str | None,
     results: Path,
@@ -98,40 +109,67 @@ def _run(
     from maehpc.report import aggregate
     from maehpc.stages.begin import begin
     from maehpc.stages.context import Context
+    from maehpc.stages.fleet import local_fleet
     from maehpc.stages.guard import out_of_memory_told
     from maehpc.stages.pipeline import run_stages, stages_of
-    from maehpc.stages.pooled import local_fleet
     from maehpc.stages.preflight import check
     from maehpc.stages.prometheus import LOOPBACK, serving
     from maehpc.stages.provenance import recorded_threads
 
     profile = load_profile(cluster)
     packs = packs or results / "packs"
-    wanted = Words(**words)
-    experiment, recipe = settle(wanted, results, packs, progress)
+    wanted = apart(Words(**words))
+    settled = [settle(one, results, packs, progress) for one in wanted]
+    stage, (experiment, recipe) = wanted[0].stage, settled[0]
     computing_device = choose_device(device or profile.device)
+    if join:
+        _join(experiment, stage, computing_device, workers, progress)
+        return
     set_threads(threads or profile.threads or recorded_threads(experiment.provenance))
     stop = Stop()
     take_signals(stop)
-    names = stages_of(wanted.stage, recipe.encoder.weights)
-    if workers > 1 and "explain" not in names:
-        raise InputError(f"--workers {workers}: {wanted.stage} is computed by one process; leave the option out")
+    names = stages_of(stage, recipe.encoder.weights)
+    pooled = workers > 1 or pool_address is not None
+    if pooled and "explain" not in names:
+        raise InputError(f"--workers {workers}: {stage} is computed by one process; leave the option out")
     if metrics_port is not None and "explain" not in names:
-        raise InputError(f"--metrics-port {metrics_port}: metrics tell of explaining; leave it out of {wanted.stage}")
+        raise InputError(f"--metrics-port {metrics_port}: metrics tell of explaining; leave it out of {stage}")
     if metrics_port is None and metrics_address is not None:
         raise InputError(f"--metrics-address {metrics_address} says where alone; give --metrics-port too")
     with ExitStack() as until_end:
         metrics = None
         if metrics_port is not None:
             metrics = until_end.enter_context(serving(metrics_port, metrics_address or LOOPBACK, progress.say))
-        context = Context(experiment, recipe, computing_device, packs, progress, stop=stop, metrics=metrics)
-        check(context, names)
-        fleet = local_fleet(computing_device, workers) if workers > 1 else None
-        with begin(context, sys.argv[1:], names), out_of_memory_told():
-            records = run_stages(context, names, fleet)
-    if wanted.stage == "pipeline":
+        contexts = [
+            Context(experiment, recipe, computing_device, packs, progress, stop=stop, metrics=metrics)
+            for experiment, recipe in settled
+        ]
+        for context in contexts:
+            check(context, names)
+        fleet = local_fleet(computing_device, workers, pool_address) if pooled else None
+        for context in contexts:
+            until_end.enter_context(begin(context, sys.argv[1:], names))
+        until_end.enter_context(out_of_memory_told())
+        records = run_stages(contexts, names, fleet)
+    if stage == "pipeline":
         print_summary(aggregate(experiment.root, progress=progress), as_json)
     elif as_json:
-        click.echo(json.dumps(records))
+        by_name = {context.experiment.root.name: found for context, found in zip(contexts, records, strict=True)}
+        click.echo(json.dumps(by_name if len(contexts) > 1 else records[0]))
     else:
-        progress.say(f"results in {experiment.root}")
+        progress.say(f"results in {', '.join(str(context.experiment.root) for context in contexts)}")
+
+
+def _join(experiment: Experiment, stage: str, device: torch.device, workers: int, progress: Progress) -> None:
+    from maehpc.errors import InputError
+    from maehpc.interruption import Stop
+    from maehpc.launch.signals import take_signals
+    from maehpc.stages.fleet import gpus_each
+    from maehpc.stages.joining import join_pool
+
+    if stage != "explain":
+        raise InputError(f"--join: {stage} has no pool of workers; leave the option out")
+    stop = Stop()
+    take_signals(stop)
+    join_pool(experiment, workers, gpus_each(device, workers), stop, progress.say)
+    progress.say("the pool is over" if stop.reason is None else "left the pool, which goes on")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from maehpc.cli.experiment import Words, experiment_options, settle
+from maehpc.cli.experiment import Words, apart, experiment_name, experiment_options, settle
 from maehpc.cli.options import (
     complete_profile,
     json_option,
@@ -120,7 +120,7 @@ def _request(
     **words: Any,
 ) -> Request:
     """The command line's words in order."""
-    from maehpc.launch.plan import Request, check_request, overridden
+    from maehpc.launch.plan import EXPLAIN, Request, check_request, overridden, pools
     from maehpc.launch.profile import load_profile
 
     profile = overridden(
@@ -140,9 +140,12 @@ def _request(
     results = results.absolute()
     packs = (packs or (Path(profile.packs).expanduser() if profile.packs else results / "packs")).absolute()
     jobs, ids = _after(after, results, profile.kind)
+    members = _members(Words(**words), array, results, packs, progress)
+    together = words["stage"] == EXPLAIN and pools(profile)  # a sweep is one pool there, and elsewhere a job each
     request = Request(
         stage=words["stage"],
-        members=tuple(_members(Words(**words), array, results, packs, progress)),
+        members=tuple(members[:1] if together else members),
+        also=tuple(members[1:] if together else ()),
         profile=profile,
         profile_name=cluster,
         results=results,
@@ -162,16 +165,18 @@ def _members(words: Words, array: tuple[str, ...], results: Path, packs: Path, p
     """The experiment that is meant, or those of a sweep."""
     from dataclasses import replace
 
-    from maehpc.cli.experiment import experiment_name
-    from maehpc.launch.plan import Member, sweep
+    from maehpc.launch.plan import MOST_MEMBERS, Member, sweep
     from maehpc.progress import Silent
 
-    members = []
-    name = experiment_name(words.name, words.recipe, words.stage)
-    for number, (ending, overrides) in enumerate(sweep(array)):
-        one = replace(words, name=name + ending, overrides=(*words.overrides, *overrides))
-        experiment, recipe = settle(one, results, packs, Silent() if number else progress, _begun)
-        members.append(Member(experiment, recipe))
+    members: list[Member] = []
+    for named in apart(words):
+        name = experiment_name(named.name, named.recipe, named.stage)
+        for ending, overrides in sweep(array):
+            one = replace(named, name=name + ending, overrides=(*named.overrides, *overrides))
+            experiment, recipe = settle(one, results, packs, Silent() if members else progress, _begun)
+            members.append(Member(experiment, recipe))
+    if len(members) > MOST_MEMBERS:
+        raise InputError(f"--name, --array: {len(members)} members, and {MOST_MEMBERS} are allowed; give fewer values")
     return members
 
 
@@ -226,7 +231,7 @@ def _show(request: Request, as_json: bool) -> None:
     profile = request.profile
     ranks = profile.nodes * profile.ranks_per_node if profile.kind == "slurm" else getattr(profile, "tasks", 1)
     cost = estimate(first.recipe, stages, experiment=first.experiment, hardware=hardware_for(profile), ranks=ranks)
-    members = len(request.members)
+    members = len(request.members) + len(request.also)
     if as_json:
         told = [{"job": job.label, "members": job.members, "script": job.script} for job in jobs]
         click.echo(json.dumps({"jobs": told, "members": members, "estimate": cost.as_json()}))
@@ -234,6 +239,10 @@ def _show(request: Request, as_json: bool) -> None:
     for job in jobs:
         click.echo(f"==> {job.label}{f' and {job.members - 1} more, an array' if job.members > 1 else ''} <==")
         click.echo(job.script)
+    if request.also:
+        click.echo(
+            f"One pool for {members} experiments: {', '.join(one.experiment.root.name for one in request.also)} too"
+        )
     click.echo(f"Estimate{f' for each of {members} members' if members > 1 else ''}")
     for line in cost.lines():
         click.echo(line)
@@ -257,7 +266,7 @@ def _check(request: Request) -> None:
     _check_after(request)
     looked: set[tuple[str, int]] = set()
     seen: set[str] = set()
-    for member in request.members:
+    for member in (*request.members, *request.also):
         experiment, recipe = member.experiment, member.recipe
         settled_recipe(experiment, recipe)
         for dataset in recipe.datasets:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from maehpc.pool.cluster import Head
     from maehpc.stages.context import Context
-    from maehpc.stages.pooled import Fleet, Lost
+    from maehpc.stages.fleet import Announce, Fleet, Lost
 
 ANNOUNCED_WITHIN_S = 7200.0
 """Seconds that a host waits for rank 0, which first reads all that is done already; where rank 0 is killed meanwhile,
@@ -66,7 +66,7 @@ def fleet(
         InputError: a host has fewer GPUs than workers.
         RunError: there is no such network interface.
     """
-    from maehpc.stages.pooled import Fleet, threads_each
+    from maehpc.stages.fleet import Fleet, threads_each
 
     profile, each = parse_profile(record.profile), record.workers_per_node
     gpus = _gpus(context.device, each)
@@ -86,19 +86,22 @@ def _called(
     cpus: int,
     gpus: int,
     address: str,
+    announce: Announce,
 ) -> Iterator[Lost]:
     """The cluster, and the roll call of its hosts whenever somebody asks whether it is still there."""
+    from maehpc.pool.asked import Asked
     from maehpc.pool.cluster import joined
 
     profile = parse_profile(record.profile)
     assert isinstance(profile, SlurmProfile)
-    with _announced(job, attempt, seat.hosts[0], cpus, gpus, address) as lost:
+    names = Asked(joined, LOOK_S)
+    with _announced(job, attempt, seat.hosts[0], cpus, gpus, address, announce) as lost:
         roll = RollCall(
             job.label,
             seat.hosts,
             record.min_nodes or len(seat.hosts),
             profile.host_timeout_s,
-            joined,
+            lambda: names.newest() or (),
             partial(_absent, job, seat, attempt),
             context.progress.warn,
         )
@@ -130,7 +133,9 @@ def _absent(job: JobFolder, seat: Seat, attempt: int, host: str) -> Absent:
 
 
 @contextmanager
-def _announced(job: JobFolder, attempt: int, name: str, cpus: int, gpus: int, address: str) -> Iterator[Lost]:
+def _announced(
+    job: JobFolder, attempt: int, name: str, cpus: int, gpus: int, address: str, also: Announce
+) -> Iterator[Lost]:
     from maehpc.pool.cluster import cluster
 
     secret = _token_path(job, attempt)
@@ -139,6 +144,7 @@ def _announced(job: JobFolder, attempt: int, name: str, cpus: int, gpus: int, ad
         with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
             handle.write(head.token)
         job.publish_rendezvous(attempt, {"address": head.address, "mark": head.mark})
+        also(head)
 
     secret.parent.mkdir(exist_ok=True)
     for older in secret.parent.glob("*.token"):  # of an attempt that was killed

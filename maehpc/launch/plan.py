@@ -48,7 +48,8 @@ class Request:
 
     Attributes:
         stage: pretrain, finetune, probe, explain or pipeline.
-        members: one, or those of a sweep.
+        members: one, or those of a sweep; each has jobs of its own.
+        also: experiments that the first one's pool explains too, in the same job.
         profile: where, with the command line's own wishes in it.
         profile_name: as given.
         results: folder of experiments, absolute.
@@ -71,6 +72,7 @@ class Request:
     directory: Path
     after: tuple[JobFolder, ...] = ()
     after_jobs: tuple[str, ...] = ()
+    also: tuple[Member, ...] = ()
     min_nodes: int | None = None
     metrics_port: int | None = None
 
@@ -91,6 +93,11 @@ class Step:
 
     stage: str
     records: tuple[JobRecord, ...]
+
+
+def pools(profile: Profile) -> bool:
+    """Whether explaining is one pool of workers there, which may serve several experiments."""
+    return isinstance(profile, SlurmProfile) and profile.nodes * profile.ranks_per_node > 1
 
 
 def chain_of(stage: str, recipe: Recipe) -> tuple[str, ...]:
@@ -163,7 +170,7 @@ def _record(request: Request, stage: str, member: Member, code: Snapshot) -> Job
             }
         )
     workers = 0
-    if stage == EXPLAIN and isinstance(profile, SlurmProfile) and profile.nodes * profile.ranks_per_node > 1:
+    if stage == EXPLAIN and isinstance(profile, SlurmProfile) and pools(profile):
         # One task a host keeps a part of the pool there, and needs what its ranks would have had together.
         workers = profile.ranks_per_node
         cpus = profile.cpus_per_task and profile.cpus_per_task * workers
@@ -181,6 +188,7 @@ def _record(request: Request, stage: str, member: Member, code: Snapshot) -> Job
         results=str(request.results),
         packs=str(request.packs),
         recipe=member.recipe.model_dump(mode="json"),
+        also={one.experiment.root.name: one.recipe.model_dump(mode="json") for one in request.also},
         profile=profile.model_dump(mode="json"),
         profile_name=request.profile_name,
         nodes=nodes,
@@ -302,7 +310,7 @@ def check_request(request: Request) -> None:
         _check_min_nodes(request, request.min_nodes)
     if request.metrics_port is not None:
         _check_metrics_port(request, request.metrics_port)
-    for member in request.members:
+    for member in (*request.members, *request.also):
         root = str(member.experiment.root)
         if "%" in root or re.search(r"[\x00-\x1f\x7f]", root):
             raise InputError(f"--results, --name: {root!r} holds a % or a line break, which Slurm changes; rename it")

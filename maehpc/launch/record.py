@@ -58,6 +58,7 @@ class JobRecord(_Record):
         results: absolute path of the folder of experiments.
         packs: absolute path of the packed data sets.
         recipe: the whole resolved recipe.
+        also: resolved recipes, by name, of further experiments that the same pool explains.
         profile: the whole resolved profile.
         profile_name: as given on the command line.
         nodes: hosts.
@@ -81,6 +82,7 @@ class JobRecord(_Record):
     results: str
     packs: str
     recipe: dict[str, Any]
+    also: dict[str, dict[str, Any]] = {}
     profile: dict[str, Any]
     profile_name: str
     nodes: int

@@ -13,6 +13,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,7 @@ from maehpc.launch.signals import take_signals
 
 if TYPE_CHECKING:
     from maehpc.stages.context import Context
-    from maehpc.stages.pooled import Fleet
+    from maehpc.stages.fleet import Fleet
     from maehpc.stages.prometheus import ExplainMetrics
 
 LOCAL_RESTART = 144
@@ -134,6 +136,8 @@ def _context(
 
 
 def _work(context: Context, record: JobRecord, pulse: Pulse, fleet: Fleet | None) -> None:
+    from maehpc.experiment import Experiment
+    from maehpc.recipes import Recipe
     from maehpc.report import aggregate
     from maehpc.stages.begin import begin as begin_experiment
     from maehpc.stages.guard import out_of_memory_told
@@ -146,9 +150,17 @@ def _work(context: Context, record: JobRecord, pulse: Pulse, fleet: Fleet | None
             aggregate(context.experiment.root, progress=context.progress)
         context.world.barrier()
         return
-    context.world.from_leader(lambda: check(context, [record.stage]))
-    with begin_experiment(context, list(record.command), [record.stage]), out_of_memory_told():
-        run_stages(context, [record.stage], fleet)
+    contexts = [context]
+    for name, recipe in record.also.items():
+        experiment = Experiment(Path(record.results) / name)
+        contexts.append(replace(context, experiment=experiment, recipe=Recipe.model_validate(recipe)))
+    with ExitStack() as until_end:
+        for one in contexts:
+            context.world.from_leader(partial(check, one, [record.stage]))
+        for one in contexts:
+            until_end.enter_context(begin_experiment(one, list(record.command), [record.stage]))
+        until_end.enter_context(out_of_memory_told())
+        run_stages(contexts, [record.stage], fleet)
     pulse.phase("ending")
 
 

@@ -82,7 +82,7 @@ def cluster(
     try:
         path = str(write_token(folder))
         head = Head(f"{address}:{free_port(address)}", mark, token())
-        process = start(HostSettings(mark, address, head.address, cpus, gpus, path, str(folder), name))
+        process = start(HostSettings(mark, address, head.address, True, cpus, gpus, path, str(folder), name))
         try:
             announce(head)
             with connected(head.address, mark, path, process):
@@ -111,7 +111,7 @@ def join(head: Head, cpus: int, gpus: int, address: str, over: Callable[[], bool
     folder = short_folder()
     try:
         path = str(write_token(folder, head.token))
-        process = start(HostSettings(head.mark, address, head.address, cpus, gpus, path, str(folder), name))
+        process = start(HostSettings(head.mark, address, head.address, False, cpus, gpus, path, str(folder), name))
         try:
             while process.poll() is None:
                 if over():
@@ -122,6 +122,20 @@ def join(head: Head, cpus: int, gpus: int, address: str, over: Callable[[], bool
             end(process, head.mark)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def places() -> int:
+    """Workers that fit on the cluster that this process is connected to, those that are there included.
+
+    0 where the cluster does not answer: its end is told elsewhere.
+    """
+    import ray
+
+    resources: Any = ray.cluster_resources
+    try:
+        return int(resources().get("CPU", 0))
+    except (RuntimeError, OSError, ray.exceptions.RayError):
+        return 0
 
 
 def joined() -> frozenset[str]:

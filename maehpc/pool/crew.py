@@ -16,9 +16,11 @@ from typing import Any
 
 from maehpc.errors import RunError
 from maehpc.interruption import Stop
+from maehpc.pool.asked import Asked
+from maehpc.pool.cluster import places
 from maehpc.pool.drive import Done, Event, Failed, Joined, Left, Returned
-from maehpc.pool.schedule import Shard
-from maehpc.pool.worker import Answer, Spec, answer
+from maehpc.pool.schedule import AHEAD, Shard
+from maehpc.pool.worker import Answer, Spec, Turns, answer
 
 LOOK_S = 0.5
 """Seconds that `events` waits at most."""
@@ -31,6 +33,8 @@ ALONE_S = 300.0
 """Seconds without any worker after which none is expected any more: Ray waits for ever for a host that is gone."""
 LATE_S = 120.0
 """Seconds after the first worker's coming in which all others are expected."""
+COUNT_S = 2.0
+"""Seconds between two looks at how many workers there is room for."""
 STILLBORN = 3
 """Workers in a row that may die before they are ready; then no other is tried."""
 
@@ -45,14 +49,15 @@ class Actor:
     def __init__(self, spec: Spec) -> None:
         self._computer = spec.make()
         self._stop = Stop()
+        self._turns = Turns()
 
     def ready(self) -> int:
         """The worker's process id, once it can compute."""
         return os.getpid()
 
-    def compute(self, shard: Shard) -> Answer:
-        """One shard."""
-        return answer(self._computer, shard, self._stop)
+    def compute(self, shard: Shard, number: int) -> Answer:
+        """One shard, the worker's `number`-th from 0; the next may be computed while this one is written."""
+        return answer(self._computer, shard, self._stop, self._turns, number)
 
     def stop(self, reason: str) -> None:
         """Asks for the end of what is being computed; runs beside `compute`."""
@@ -65,6 +70,7 @@ class _Member:
     born: Any
     calls: dict[Any, Shard] = field(default_factory=dict)
     pid: int | None = None
+    handed: int = 0
 
 
 class RayCrew:
@@ -72,12 +78,13 @@ class RayCrew:
 
     Args:
         spec: of each worker's computer.
-        workers: how many there shall be.
+        workers: how many there shall be; more where hosts that were not expected join the cluster.
         gpus: of each; 0 where the CPU computes.
         warn: told each worker's warnings.
         seconds_left: until the hosts have to be given back; None while nobody knows of an end.
         lost: why the cluster is gone, None while it is there. Ray itself takes a minute to say so, and says it by
             ending this process.
+        left: shards that are not done; more workers than that are not wanted.
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class RayCrew:
         warn: Callable[[str], None] = lambda sentence: None,
         lost: Callable[[], str | None] = lambda: None,
         seconds_left: Callable[[], float | None] = lambda: None,
+        left: Callable[[], int] = lambda: 0,
     ) -> None:
         import ray
 
@@ -96,9 +104,16 @@ class RayCrew:
         self._warn = warn
         self._cluster_lost = lost
         self._seconds_left = seconds_left
+        self._left = left
+        self._room = Asked(places, COUNT_S)
         self._births: list[tuple[float, Any]] = []
         self._kind = self._ray.remote(
-            num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1}
+            num_cpus=1,
+            num_gpus=gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=AHEAD,
+            concurrency_groups={"control": 1},
         )(Actor)
         self._members: dict[str, _Member] = {}
         self._refs: dict[Any, str] = {}
@@ -119,7 +134,8 @@ class RayCrew:
     def hand(self, worker: str, shard: Shard) -> None:
         """Gives a worker a shard."""
         member = self._members[worker]
-        ref = member.handle.compute.remote(shard)
+        ref = member.handle.compute.remote(shard, member.handed)
+        member.handed += 1
         member.calls[ref] = shard
         self._refs[ref] = worker
 
@@ -148,6 +164,7 @@ class RayCrew:
             if birth[1] is not None:  # out of reach, and maybe alive: it must neither go on nor keep its GPU
                 self._ray.kill(birth[1])
             self._bear()
+        self._welcome()
         self._tell_of_late_ones()
         if any(member.pid for member in self._members.values()):
             self._seen = time.monotonic()
@@ -167,6 +184,14 @@ class RayCrew:
             if worker is not None:
                 found += self._heard(worker, ref)
         return found
+
+    def _welcome(self) -> None:
+        """More workers where there is room for more."""
+        there = len(self._members) + len(self._births)
+        room = self._room.newest()
+        if room is not None and not self._stopped:
+            for _ in range(min(room, self._left()) - there):
+                self._bear()
 
     def _tell_of_late_ones(self) -> None:
         if self._late_at is None or time.monotonic() < self._late_at:

@@ -52,7 +52,8 @@ class HostSettings:
     Attributes:
         mark: of the cluster: who inherits it belongs to it.
         address: of this host, as a number, by which the others reach it.
-        head: HOST:PORT of the head; it is this one where that is its own address.
+        head: HOST:PORT of the head.
+        is_head: whether that is this one.
         cpus: that Ray may give away.
         gpus: that Ray may give away.
         token: file with the cluster's token.
@@ -63,6 +64,7 @@ class HostSettings:
     mark: str
     address: str
     head: str
+    is_head: bool
     cpus: int
     gpus: int
     token: str
@@ -86,11 +88,6 @@ class HostSettings:
             *([f"--node-name={self.name}"] if self.name else []),
             *(self._as_head() if self.is_head else [f"--address={self.head}"]),
         ]
-
-    @property
-    def is_head(self) -> bool:
-        """Whether this host is the one that all others know."""
-        return self.head.rpartition(":")[0] == self.address
 
     def _as_head(self) -> list[str]:
         port = self.head.rpartition(":")[2]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from maehpc.interruption import Stop
 from maehpc.pool.schedule import Shard
+from maehpc.pool.worker import Computed
 
 
 @dataclass(frozen=True)
@@ -15,10 +16,10 @@ class Pretended:
 
     seconds: float
 
-    def compute(self, shard: Shard, stop: Stop) -> list[str]:
-        """Waits."""
+    def compute(self, shard: Shard, stop: Stop) -> Computed:
+        """Waits; there is nothing to write."""
         time.sleep(self.seconds)
-        return []
+        return Computed(lambda: None)
 
 
 def computer(seconds: float) -> Pretended:

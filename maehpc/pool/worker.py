@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,23 +16,54 @@ from maehpc.interruption import Stop
 from maehpc.pool.schedule import Shard
 
 
-class Computer(Protocol):
-    """Computes and records shards. It is made in the worker's own process and keeps what it has loaded."""
+@dataclass(frozen=True)
+class Computed:
+    """A shard that is computed and not yet on the disk.
 
-    def compute(self, shard: Shard, stop: Stop) -> list[str]:
-        """Computes and records one shard.
+    Attributes:
+        write: writes and records it; runs beside the computing of the next one. Raises MaehpcError for what would
+            befall any other shard too.
+        warnings: sentences for the user.
+    """
+
+    write: Callable[[], object]
+    warnings: tuple[str, ...] = ()
+
+
+class Computer(Protocol):
+    """Computes shards, one at a time. It is made in the worker's own process and keeps what it has loaded."""
+
+    def compute(self, shard: Shard, stop: Stop) -> Computed:
+        """Computes one shard.
 
         Args:
             shard: which.
             stop: looked at on the way.
 
-        Returns:
-            Warnings, each a sentence.
-
         Raises:
             MaehpcError: what would befall any other shard and worker too.
             Interrupted: the wish to stop was followed; nothing of the shard is recorded.
         """
+
+
+class Turns:
+    """Lets threads do one thing after the other, in an order that was settled before they began."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, number: int) -> Iterator[None]:
+        """Waits until all lower numbers have had their turn; each from 0 on must be taken once."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._next == number)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._next += 1
+                self._changed.notify_all()
 
 
 @dataclass(frozen=True)
@@ -69,17 +103,29 @@ class Answer:
     warnings: tuple[str, ...] = ()
 
 
-def answer(computer: Computer, shard: Shard, stop: Stop) -> Answer:
-    """Computes a shard and tells how that went; whatever it raises is told, not raised."""
+def answer(computer: Computer, shard: Shard, stop: Stop, turns: Turns, number: int) -> Answer:
+    """Computes and writes a shard and tells how that went; whatever it raises is told, not raised.
+
+    Args:
+        computer: of this process.
+        shard: to compute.
+        stop: looked at on the way.
+        turns: of this process: while a thread writes its shard, the next one computes.
+        number: of the turn.
+    """
     begun = time.perf_counter()
 
     def after(kind: str, words: str = "", warnings: tuple[str, ...] = ()) -> Answer:
         return Answer(kind, time.perf_counter() - begun, words, warnings)
 
-    if stop.reason is not None:
-        return after("returned", stop.reason)
     try:
-        return after("done", warnings=tuple(computer.compute(shard, stop)))
+        with turns.taken(number):
+            begun = time.perf_counter()
+            if stop.reason is not None:
+                return after("returned", stop.reason)
+            computed = computer.compute(shard, stop)
+        computed.write()
+        return after("done", warnings=computed.warnings)
     except Interrupted as error:
         return after("returned", error.reason)
     except MaehpcError as error:

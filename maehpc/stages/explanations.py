@@ -38,6 +38,7 @@ class Prepared:
 
     Attributes:
         name: of the data set.
+        label: how progress and warnings name it.
         layout: of its store.
         inputs: JSON of all that the content depends on besides.
         explainer: the engine.
@@ -46,16 +47,12 @@ class Prepared:
     """
 
     name: str
+    label: str
     layout: StoreLayout
     inputs: dict[str, Any]
     explainer: Explainer
     batches: Batches
     settings: ExplainSettings
-
-    @property
-    def label(self) -> str:
-        """How progress and warnings name it."""
-        return f"{NAME} {self.name}"
 
     def compute(
         self, wanted: range, stop: Stop, advance: Callable[[int], object], warn: Callable[[str], object]
@@ -117,7 +114,7 @@ def prepared(context: Context, dataset: str) -> Iterator[Prepared]:
         count = min(recipe.explain.images or len(batches.split), len(batches.split))
         grid = grid_size(classifier.encoder)
         layout = store_layout(context, pack, batches, explainer, grid, count, classifier_digest)
-        yield Prepared(name, layout, inputs, explainer, batches, recipe.explain)
+        yield Prepared(name, f"{NAME} {name}", layout, inputs, explainer, batches, recipe.explain)
 
 
 def finished_classifier(context: Context, name: str) -> tuple[Path, str]:

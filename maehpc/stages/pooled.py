@@ -1,179 +1,120 @@
-"""The explain stage in a pool: all data sets' shards at once, over as many workers as there are.
+"""The explain stage in a pool: the shards of all data sets, of one experiment or of a sweep, over as many workers as
+there are.
 
-The driver owns the stores and decides; workers compute and record. Each prepares a data set when it meets its first
-shard of it and keeps it, so that a model is loaded once a worker.
+The driver owns the stores and decides; workers compute and record (`pool_worker.py`). Each prepares a data set when it
+meets its first shard of it and keeps it, so that a model is loaded once a worker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from maehpc.data import dataset_name
-from maehpc.devices import choose_device
-from maehpc.errors import InputError, Interrupted, RunError
+from maehpc.errors import Interrupted, RunError
 from maehpc.experiment import Experiment
-from maehpc.explain.explainer import passes_that_fit
-from maehpc.interruption import Stop
 from maehpc.maps import MapStore
-from maehpc.ownership import Owner
-from maehpc.pool import Done, Ended, Event, Failed, Left, Schedule, Shard, Work, drive
+from maehpc.pool import Done, Ended, Event, Failed, Left, Returned, Schedule, Shard, Work, drive
 from maehpc.pool.schedule import NONE_CAN_BE
-from maehpc.pool.worker import Spec
-from maehpc.progress import Bar, Silent
-from maehpc.recipes import Recipe
+from maehpc.progress import Bar
 from maehpc.stages.context import Context
 from maehpc.stages.explain import open_store, remaining, say_what_remains, told
-from maehpc.stages.explanations import NAME, Prepared, prepared
+from maehpc.stages.explanations import NAME, prepared
+from maehpc.stages.fleet import Fleet
+from maehpc.stages.joining import announced
 from maehpc.stages.pool_log import PoolLog
+from maehpc.stages.pool_worker import Target, spec_of
 
-KEPT = 2
-"""Data sets whose model and images a worker keeps: the schedule leaves one for another and seldom comes back."""
+if TYPE_CHECKING:
+    from maehpc.pool.cluster import Head
+
 _NAMED = 5
 """Shards that a sentence names."""
 
-
-Lost = Callable[[], str | None]
-"""Why a cluster is gone; None while it is there."""
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """Where a pool's workers are.
-
-    Attributes:
-        workers: how many there are at most.
-        threads: CPU threads of each.
-        gpus: of each; 0 or 1.
-        cluster: begins a cluster of Ray on which they all fit, for the length of a block.
-        seconds_left: until it has to be given back; None while nobody knows of an end.
-    """
-
-    workers: int
-    threads: int
-    gpus: int
-    cluster: Callable[[], AbstractContextManager[Lost]]
-    seconds_left: Callable[[], float | None] = lambda: None
+Records = dict[str, dict[str, Any]]
+"""The stage's record for each data set."""
 
 
-def local_fleet(device: torch.device, workers: int) -> Fleet:
-    """Workers of this machine, each on a GPU or a part of the cores.
-
-    Raises:
-        InputError: more workers than GPUs.
-    """
-    from maehpc.pool.cluster import cluster
-
-    gpus = gpus_each(device, workers)
-    threads = threads_each(torch.get_num_threads(), workers)
-    return Fleet(workers, threads, gpus, lambda: cluster(workers, gpus * workers))
-
-
-def threads_each(cpus: int, workers: int) -> int:
-    """CPU threads of each of a host's workers: each thread computes a pass of its own, and all share its memory.
+def explain_pooled(contexts: Sequence[Context], fleet: Fleet) -> list[Records]:
+    """Explains all data sets of one or more experiments by several workers.
 
     Args:
-        cpus: of the host.
-        workers: on it.
-    """
-    return max(1, min(cpus, passes_that_fit()) // workers)
-
-
-def explain_pooled(context: Context, fleet: Fleet) -> dict[str, dict[str, Any]]:
-    """Explains all data sets of the recipe by several workers.
-
-    Args:
-        context: of the run; one rank alone.
+        contexts: of the experiments; one rank alone, and but for experiment and recipe all alike.
         fleet: the workers.
 
     Returns:
-        The stage's record for each data set.
+        The records of each experiment.
 
     Raises:
         InputError: no classifier, wrong settings, or a store holds other results.
         RunError: shards were given up, the disk refused, or a newer attempt took over.
         Interrupted: somebody wanted to stop; shards that were not finished are computed again.
     """
-    recipe = context.recipe
+    records: list[Records] = []
     with ExitStack() as until_end:
+        targets: dict[str, Target] = {}
         stores: dict[str, MapStore] = {}
-        records: dict[str, dict[str, Any]] = {}
         work: dict[str, Work] = {}
-        owners: dict[str, int] = {}
-        for dataset in recipe.datasets:
-            # The driver needs shapes and digests alone; GPUs are the workers'.
-            with prepared(replace(context, device=torch.device("cpu")), dataset) as ready:
-                store = until_end.enter_context(open_store(context, ready))
-                missing = remaining(context, store, ready.label)
-                records[dataset] = told(context, ready, len(missing))
-                name = ready.name
-                say_what_remains(context, store, ready.label, missing)
+        for context in contexts:
+            records.append({})
+            for dataset in context.recipe.datasets:
+                # The driver needs shapes and digests alone; GPUs are the workers'.
+                with prepared(replace(context, device=torch.device("cpu")), dataset) as ready:
+                    name = ready.name
+                    label = name if len(contexts) == 1 else f"{context.experiment.root.name}/{name}"
+                    store = until_end.enter_context(open_store(context, ready))
+                    missing = remaining(context, store, f"{NAME} {label}")
+                    records[-1][dataset] = told(context, ready, len(missing))
+                del ready  # the pool may run for days, and its workers need the memory
+                say_what_remains(context, store, f"{NAME} {label}", missing)
                 if context.metrics is not None:
-                    context.metrics.begin(name, context.experiment.root.name, name, store, missing)
-            if not missing:
-                continue
-            assert store.owner is not None
-            stores[name], owners[name] = store, store.owner.attempt
-            work[name] = Work(tuple(Shard(name, shard, len(store.images(shard))) for shard in missing))
-        del ready  # the pool may run for days, and its workers need the memory
-        if not work:
-            return records
-        spec = Spec("maehpc.stages.pooled:computer", _arguments(context, owners, fleet.threads))
-        log = PoolLog(context.experiment.pool_log, fleet.workers, owners)
-        schedule = Schedule(work)
-        watch = _Watch(context, stores, work, until_end, log, schedule)
-        ended = _driven(context, spec, schedule, watch, fleet)
-        log.over(ended)
-        for store in stores.values():
-            store.tidy()  # workers are gone now, and some may have been killed while they wrote
-        _raise_unless_whole(ended)
-        return records
+                    context.metrics.begin(label, context.experiment.root.name, name, store, missing)
+                if missing:
+                    assert store.owner is not None
+                    stores[label], targets[label] = store, Target(context, dataset, store.owner.attempt)
+                    work[label] = Work(tuple(Shard(label, shard, len(store.images(shard))) for shard in missing))
+        if work:
+            ended = _driven(targets, stores, Schedule(work), fleet)
+            for store in stores.values():
+                store.tidy()  # workers are gone now, and some may have been killed while they wrote
+            _raise_unless_whole(ended)
+    return records
 
 
-def gpus_each(device: torch.device, workers: int) -> int:
-    """GPUs that each worker takes.
-
-    Raises:
-        InputError: there are fewer than workers.
-    """
-    if device.type != "cuda":
-        return 0
-    seen = torch.cuda.device_count()
-    if workers > seen:
-        raise InputError(f"--workers {workers}: each takes a GPU, and PyTorch sees {seen}; ask for {seen} or fewer")
-    return 1
-
-
-def _arguments(context: Context, owners: dict[str, int], threads: int) -> dict[str, Any]:
-    return {
-        "experiment": str(context.experiment.root),
-        "recipe": context.recipe.model_dump(mode="json"),
-        "packs": str(context.packs),
-        "device": context.device.type,
-        "threads": threads,
-        "owners": owners,
-    }
-
-
-def _driven(context: Context, spec: Spec, schedule: Schedule, watch: _Watch, fleet: Fleet) -> Ended:
+def _driven(targets: Mapping[str, Target], stores: Mapping[str, MapStore], schedule: Schedule, fleet: Fleet) -> Ended:
     from maehpc.pool.crew import ClusterLostError, RayCrew
 
+    context = next(iter(targets.values())).context
     count = min(fleet.workers, schedule.left)
     if context.metrics is not None:
         context.metrics.pool(count, schedule)
-    with fleet.cluster() as lost:
-        crew = RayCrew(spec, count, fleet.gpus, context.progress.warn, lost, fleet.seconds_left)
+    with ExitStack() as until_end:
+        watch = _Watch(context, targets, stores, schedule, count)
+        until_end.enter_context(watch.bars())
+        heads: list[Head] = []
+        lost = until_end.enter_context(fleet.cluster(heads.append))
+        for experiment in {target.context.experiment: None for target in targets.values()}:
+            until_end.enter_context(announced(experiment, heads[0]))
+        crew = RayCrew(
+            spec_of(targets, fleet.threads),
+            count,
+            fleet.gpus,
+            context.progress.warn,
+            lost,
+            fleet.seconds_left,
+            lambda: schedule.left,
+        )
         try:
-            return drive(schedule, crew, context.stop, watch.heard)
+            ended = drive(schedule, crew, context.stop, watch.heard)
         except ClusterLostError as error:
             if context.stop.reason is None:
                 raise
             raise Interrupted(NAME, context.stop.reason) from error  # both were told to end
+    watch.over(ended)
+    return ended
 
 
 class _Watch:
@@ -182,25 +123,40 @@ class _Watch:
     def __init__(
         self,
         context: Context,
-        stores: dict[str, MapStore],
-        work: dict[str, Work],
-        until_end: ExitStack,
-        log: PoolLog,
+        targets: Mapping[str, Target],
+        stores: Mapping[str, MapStore],
         schedule: Schedule,
+        workers: int,
     ) -> None:
-        self._log = log
         self._metrics = context.metrics
-        self._blamed = schedule.blamed
         self._progress = context.progress
+        self._schedule = schedule
+        self._stores = stores
         self._bars: dict[str, Bar] = {}
-        for name, store in stores.items():
-            total, left = store.layout.images, sum(shard.images for shard in work[name].shards)
-            bar = self._progress.bar(f"{NAME} {name}", total, total - left)
-            self._bars[name] = until_end.enter_context(bar)
+        owners: dict[Experiment, dict[str, int]] = {}
+        for label, target in targets.items():
+            owners.setdefault(target.context.experiment, {})[label] = target.attempt
+        logs = {experiment: PoolLog(experiment.pool_log, workers, ours) for experiment, ours in owners.items()}
+        self._logs = list(logs.values())
+        self._log_of = {label: logs[target.context.experiment] for label, target in targets.items()}
+
+    @contextmanager
+    def bars(self) -> Iterator[None]:
+        """Shows a bar a data set for the length of the block."""
+        left: dict[str, int] = dict.fromkeys(self._stores, 0)
+        for shard in self._schedule.unfinished():
+            left[shard.store] += shard.images
+        with ExitStack() as until_end:
+            for label, store in self._stores.items():
+                total = store.layout.images
+                bar = self._progress.bar(f"{NAME} {label}", total, total - left[label])
+                self._bars[label] = until_end.enter_context(bar)
+            yield
 
     def heard(self, event: Event) -> None:
         """One event of the pool."""
-        self._log.heard(event)
+        for log in [self._log_of[event.shard.store]] if isinstance(event, (Done, Failed, Returned)) else self._logs:
+            log.heard(event)
         if self._metrics is not None:
             self._metrics.heard(event)
         match event:
@@ -215,9 +171,14 @@ class _Watch:
             case _:
                 pass
 
+    def over(self, ended: Ended) -> None:
+        """The pool's end."""
+        for log in self._logs:
+            log.over(ended)
+
     def _tell_failures(self) -> None:
-        for name, count in self._blamed.items():
-            self._bars[name].advance(0, failures=count)
+        for label, count in self._schedule.blamed.items():
+            self._bars[label].advance(0, failures=count)
 
 
 def _raise_unless_whole(ended: Ended) -> None:
@@ -230,69 +191,3 @@ def _raise_unless_whole(ended: Ended) -> None:
             f"{len(named)} of the shards failed, or ended their worker, each time they were tried and were given up: "
             f"{', '.join(named[:_NAMED])}{more}; what else was computed is saved, and the same command goes on"
         )
-
-
-@dataclass
-class Explaining:
-    """A worker's computer: keeps what it has prepared, for the data sets that it met last.
-
-    Attributes:
-        context: of this worker, which is told to nobody.
-        threads: CPU threads.
-        owners: attempt that owns each store.
-    """
-
-    context: Context
-    threads: int
-    owners: dict[str, int]
-
-    def __post_init__(self) -> None:
-        self._datasets = {dataset_name(dataset): dataset for dataset in self.context.recipe.datasets}
-        self._kept: dict[str, tuple[Prepared, MapStore, ExitStack]] = {}
-
-    def compute(self, shard: Shard, stop: Stop) -> list[str]:
-        """Computes and records one shard; see `maehpc.pool.worker.Computer`."""
-        torch.set_num_threads(self.threads)  # of this thread: OpenMP keeps the number thread by thread
-        ready, store = self._ready(shard.store)
-        warnings: list[str] = []
-        arrays = ready.compute(store.images(shard.number), stop, lambda images: None, warnings.append)
-        store.write_shard(shard.number, arrays)
-        return warnings
-
-    def _ready(self, name: str) -> tuple[Prepared, MapStore]:
-        if name not in self._kept:
-            while len(self._kept) >= KEPT:
-                self._forget(next(iter(self._kept)))
-            with ExitStack() as until_forgotten:
-                ready = until_forgotten.enter_context(prepared(self.context, self._datasets[name]))
-                ledger = self.context.experiment.ledger(name)
-                store = MapStore.open(self.context.experiment.maps(name), ledger, Owner(ledger, self.owners[name]))
-                self._kept[name] = ready, store, until_forgotten.pop_all()
-        self._kept[name] = self._kept.pop(name)  # the one used last stands at the end
-        ready, store, _ = self._kept[name]
-        return ready, store
-
-    def _forget(self, name: str) -> None:
-        self._kept.pop(name)[2].close()
-        if self.context.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def computer(
-    experiment: str, recipe: dict[str, Any], packs: str, device: Any, threads: int, owners: dict[str, int]
-) -> Explaining:
-    """Makes a worker's computer; the arguments are JSON.
-
-    Args:
-        experiment: its folder.
-        recipe: the whole one.
-        packs: folder of packed data sets.
-        device: cpu or cuda; Ray shows a worker its own GPU alone.
-        threads: CPU threads.
-        owners: attempt that owns each store.
-    """
-    torch.set_num_threads(threads)
-    context = Context(
-        Experiment(Path(experiment)), Recipe.model_validate(recipe), choose_device(device), Path(packs), Silent()
-    )
-    return Explaining(context, threads, owners)

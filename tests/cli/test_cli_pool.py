@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -55,8 +56,8 @@ def place(finished: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def stored(place: Path) -> dict[str, bytes]:
-    root = place / "results" / "tiny" / "maps"
+def stored(place: Path, experiment: str = "tiny") -> dict[str, bytes]:
+    root = place / "results" / experiment / "maps"
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
@@ -175,6 +176,67 @@ def test_a_shard_that_the_disk_refuses_ends_the_run(place: Path, finished: Path)
     obstacle.rmdir()
     assert command(place, *POOLED).returncode == 0
     whole(place, finished)
+
+
+def events(place: Path, experiment: str = "tiny") -> list[dict[str, Any]]:
+    lines = (place / "results" / experiment / "pool.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def joined(place: Path) -> list[dict[str, Any]]:
+    return [event for event in events(place) if event["event"] == "joined"]
+
+
+def test_more_workers_join_a_run_and_leave_with_it(place: Path, finished: Path) -> None:
+    alone = command(place, *ALONE, "--join")
+    assert alone.returncode == 2 and "no pool is explaining" in alone.stderr
+    elsewhere = command(place, *POOLED, "--pool-address", "192.0.2.1")
+    assert elsewhere.returncode == 2 and "this host has" in elsewhere.stderr
+    with running(place, shards=1) as process:
+        token = place / "results" / "tiny" / ".pool" / "token"
+        assert token.stat().st_mode & 0o777 == 0o600
+        deadline = time.monotonic() + 60
+        while len(joined(place)) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        workers = [one for one in psutil.Process(process.pid).children(recursive=True) if named("ray::Actor")(one)]
+        for worker in workers:
+            worker.suspend()  # until the other has come
+        words = [sys.executable, "-m", "maehpc", *ALONE, "--join", "--workers", "1"]
+        with subprocess.Popen(words, cwd=place, stderr=subprocess.PIPE, text=True) as helper:
+            deadline = time.monotonic() + 90
+            while len(joined(place)) < 3:
+                assert helper.poll() is None and time.monotonic() < deadline, helper.stderr and helper.stderr.read()
+                time.sleep(0.1)
+            for worker in workers:
+                worker.resume()
+            _, told = process.communicate(timeout=120)
+            _, said = helper.communicate(timeout=60)
+    assert process.returncode == 0, told
+    assert helper.returncode == 0 and "the pool is over" in said, said
+    seen = events(place)
+    done = {event["worker"] for event in seen if event["event"] == "done"}
+    assert len(done) == 3, "the one that joined late computes too"
+    assert not token.parent.exists()
+    whole(place, finished)
+
+
+def test_several_experiments_are_one_pool(place: Path, finished: Path) -> None:
+    shutil.copytree(place / "results" / "tiny", place / "results" / "other")
+    done = command(place, "run", "explain", "--name", "tiny,other", "--workers", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    records = json.loads(done.stdout)
+    assert [records[name]["digits"]["computed"] for name in ("tiny", "other")] == [60, 60]
+    wanted = stored(finished)
+    for name in ("tiny", "other"):
+        found = stored(place, name)
+        assert sorted(found) == sorted(wanted) and all(found[path] == wanted[path] for path in wanted)
+        seen = events(place, name)
+        assert {event["store"] for event in seen if event["event"] == "done"} == {f"{name}/digits"}
+        assert {event["worker"] for event in seen if event["event"] == "joined"} == {"worker1", "worker2"}
+    assert verify_results(place / "results").problems == []
+    refused = command(place, "run", "finetune", "--name", "tiny,other")
+    assert refused.returncode == 2 and "one name" in refused.stderr
 
 
 def test_words_that_contradict_each_other_are_refused(run: Run, tmp_path: Path) -> None:

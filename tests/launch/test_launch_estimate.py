@@ -357,7 +357,7 @@ def test_stages_cost_what_was_estimated(tmp_path: Path, products: None, override
         cost = cost_of(recipe, stage)
         set_fused_attn(stage == "explain")  # which has its own pullback of it
         with begin(context, [], [stage]):
-            operations = counted(lambda stage=stage: run_stages(context, [stage]))
+            operations = counted(lambda stage=stage: run_stages([context], [stage]))
         folders = (
             [experiment.root / stage] if stage != "explain" else [experiment.root / "maps", experiment.root / "ledger"]
         )
@@ -388,7 +388,7 @@ def test_bytes_of_weights_and_checkpoints_are_near(tmp_path: Path) -> None:
     )
     context = tiny_context(tmp_path, *wide)
     with begin(context, [], ["pretrain"]):
-        run_stages(context, ["pretrain"])
+        run_stages([context], ["pretrain"])
     cost = cost_of(context.recipe, "pretrain")
     found = disk(files_below(context.experiment.root / "pretrain"))
     assert cost.bytes is not None and found <= cost.bytes <= 1.02 * found

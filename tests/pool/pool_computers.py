@@ -1,4 +1,4 @@
-"""Computers that go wrong, for real workers; each leaves a line in a file about every shard it was given."""
+"""Computers that go wrong, for real workers; each notes the shards it was given, and in another file those it wrote."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import ctypes
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from maehpc.errors import Interrupted, RunError
 from maehpc.interruption import Stop
 from maehpc.pool import Shard
+from maehpc.pool.worker import Computed
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,11 @@ class Troubled:
     hungry: tuple[int, ...]
     broken: tuple[int, ...]
     fatal: tuple[int, ...]
+    slow: tuple[int, ...]
 
-    def compute(self, shard: Shard, stop: Stop) -> list[str]:
+    def compute(self, shard: Shard, stop: Stop) -> Computed:
         with Path(self.book).open("a") as book:
-            book.write(f"{shard.number} {os.getpid()}\n")
+            book.write(f"{shard.number} {os.getpid()} {time.monotonic()}\n")
         if shard.number in self.deadly:
             time.sleep(0.3)  # until the word about the shard before has gone out
             ctypes.string_at(0)  # in this very thread; a signal sent might end it too late
@@ -41,7 +44,14 @@ class Troubled:
             if stop.reason is not None:
                 raise Interrupted("explain", stop.reason)
             time.sleep(0.01)
-        return ["the first shard is odd"] if shard.number == 0 else []
+        warnings = ("the first shard is odd",) if shard.number == 0 else ()
+        return Computed(partial(self.write, shard), warnings)
+
+    def write(self, shard: Shard) -> None:
+        if shard.number in self.slow:
+            time.sleep(1.0)
+        with Path(self.book).with_suffix(".written").open("a") as book:
+            book.write(f"{shard.number} {time.monotonic()}\n")
 
 
 def computer(
@@ -51,8 +61,9 @@ def computer(
     hungry: tuple[int, ...] = (),
     broken: tuple[int, ...] = (),
     fatal: tuple[int, ...] = (),
+    slow: tuple[int, ...] = (),
 ) -> Troubled:
-    return Troubled(book, seconds, tuple(deadly), tuple(hungry), tuple(broken), tuple(fatal))
+    return Troubled(book, seconds, tuple(deadly), tuple(hungry), tuple(broken), tuple(fatal), tuple(slow))
 
 
 def stillborn(book: str) -> Troubled:

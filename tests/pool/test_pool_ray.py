@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,19 @@ def test_every_shard_is_computed_once_by_processes_that_stay(tmp_path: Path) -> 
     processes = {line.split()[1] for line in pool.book.read_text().splitlines()}
     assert len(processes) == len(pool.of(Joined)) == 2
     assert pool.warned == ["the first shard is odd"]
+
+
+def test_a_shard_is_written_while_the_next_is_computed_and_none_computed_beside_another(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, 8, workers=1, seconds=0.4, slow=range(8))
+    pool.run()
+    assert pool.done() == Counter(range(8))
+    begun = {int(number): float(at) for number, _, at in map(str.split, pool.book.read_text().splitlines())}
+    lines = pool.book.with_suffix(".written").read_text().splitlines()
+    written = {int(number): float(at) for number, at in map(str.split, lines)}
+    order = sorted(begun, key=begun.__getitem__)
+    assert all(begun[later] >= begun[one] + 0.4 for one, later in pairwise(order))
+    # The last two are not dealt ahead: near the end nobody hoards.
+    assert all(begun[later] < written[one] for one, later in list(pairwise(order))[:5])
 
 
 def test_kill_9_of_a_worker(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ CHAIN = ["pretrain", "finetune", "explain"]
 
 def pipeline(context: Context) -> None:
     with begin(context, ["run", "pipeline"], CHAIN):
-        run_stages(context, CHAIN)
+        run_stages([context], CHAIN)
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -28,8 +28,9 @@ from maehpc.pool import Done, Event, Failed, Joined, Left, Schedule, Shard, Work
 from maehpc.stages.begin import begin
 from maehpc.stages.context import Context
 from maehpc.stages.explain import explain
+from maehpc.stages.fleet import local_fleet
 from maehpc.stages.pipeline import run_stages
-from maehpc.stages.pooled import explain_pooled, local_fleet
+from maehpc.stages.pooled import explain_pooled
 from maehpc.stages.prometheus import LOOPBACK, ExplainMetrics, serving
 
 DIGITS = (("dataset", "digits"), ("experiment", "tiny"))
@@ -67,7 +68,7 @@ def asked_for() -> Iterator[tuple[ExplainMetrics, str]]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Context:
     context = tiny_context(tmp_path_factory.mktemp("metrics"), *SIZE)
     with begin(context, ["run", "finetune"], ["pretrain", "finetune"]):
-        run_stages(context, ["pretrain", "finetune"])
+        run_stages([context], ["pretrain", "finetune"])
     return context
 
 
@@ -137,7 +138,7 @@ def test_a_pool_tells_what_its_log_and_the_ledger_hold(finished: Context, tmp_pa
         thread = threading.Thread(target=watch, args=(url, over))
         thread.start()
         try:
-            explain_pooled(replace(context, metrics=metrics), local_fleet(torch.device("cpu"), 2))
+            explain_pooled([replace(context, metrics=metrics)], local_fleet(torch.device("cpu"), 2))
         finally:
             over.set()
             thread.join()

@@ -33,7 +33,7 @@ CHAIN = ["pretrain", "finetune", "explain"]
 def pipeline(context: Context) -> dict[str, object]:
     context.world.from_leader(lambda: check(context, CHAIN))
     with begin(context, ["run", "pipeline"], CHAIN):
-        return dict(run_stages(context, CHAIN))
+        return dict(run_stages([context], CHAIN)[0])
 
 
 def maps_of(context: Context) -> dict[str, str]:

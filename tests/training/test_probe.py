@@ -175,7 +175,7 @@ def test_the_stage_from_pretraining_to_report(tmp_path: Path) -> None:
     context = tiny_context(tmp_path, "pretrain.epochs=2", "probe.epochs=12")
     stages = ["pretrain", "probe"]
     with begin(context, ["run"], stages):
-        record = run_stages(context, stages)["digits"]
+        record = run_stages([context], stages)[0]["digits"]
     folder = context.experiment.stage("probe", "digits")
     assert json.loads((folder / "done.json").read_text()) == record
     assert record["images"].keys() == record["scores"].keys() == {"train", "val", "test"}
@@ -193,7 +193,7 @@ def test_the_stage_from_pretraining_to_report(tmp_path: Path) -> None:
     (folder / PROBE).write_bytes(b"damaged")
     assert [problem["kind"] for problem in verify_results(context.experiment.root).problems] == ["flipped"]
     with begin(context, ["run"], ["probe"]):
-        assert run_stages(context, ["probe"])["digits"] == record
+        assert run_stages([context], ["probe"])[0]["digits"] == record
 
     scores = aggregate(context.experiment.root).files
     table = next(path for path in scores if path.name == "scores.csv").read_text().splitlines()
