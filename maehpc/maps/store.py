@@ -228,7 +228,7 @@ class MapStore:
         if self._owner is None:
             raise ValueError(f"{self.path} was opened without an owner: for reading alone")
         self._check(shard, arrays)
-        names = sorted(arrays)
+        names = sorted(arrays, key=lambda name: (-arrays[name].nbytes, name))  # so that no long one is left at the end
         relative = [self.layout.shard_file(name, shard) for name in names]
         with files.atomic_paths([self.path / one for one in relative]) as partials:
             encoders = [partial(self._sharding(name).encode, arrays[name]) for name in names]

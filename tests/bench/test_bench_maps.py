@@ -63,26 +63,10 @@ def test_the_report_has_its_keys_and_nothing_stays(arrays: dict[str, np.ndarray]
 
 
 def test_the_command_writes_its_figures(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "maehpc",
-            "bench",
-            "maps",
-            "--quick",
-            "--images",
-            "50",
-            "--shard-images",
-            "8",
-            "--image-size",
-            "32",
-            "--json",
-            "-q",
-            "--results",
-        ]
-        + [str(tmp_path / "results")],
-    )
+    sizes = ["--images", "50", "--shard-images", "8", "--image-size", "32"]
+    results = str(tmp_path / "results")
+    words = ["maehpc", "bench", "maps", "--quick", *sizes, "--json", "-q", "--results", results]
+    monkeypatch.setattr(sys, "argv", words)
     main()
     [path] = (tmp_path / "results/benchmarks").iterdir()
     assert json.loads(path.read_text()) == json.loads(capsys.readouterr().out)
