@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -41,8 +41,8 @@ METHODS = ("saliency", "gradcam", "deeplift")
 MAPS = ("saliency", "deeplift")
 """The arrays of a value a pixel, on which codecs are compared."""
 ONE = "saliency"
-KEPT = 3
-"""Shards that stay to be read."""
+SHARDS_READ = 3
+"""Shards that are read in a turn."""
 
 CODECS: dict[str, Callable[[int], Any]] = {
     "zstd-1": lambda size: Zstd(1),
@@ -144,29 +144,24 @@ def write_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str, 
     size, single = sum(array.nbytes for array in arrays.values()), {ONE: arrays[ONE]}
     with ExitStack() as until_end:
 
-        def begun(place: str, content: Arrays, compression: Compression) -> MapStore:
-            return until_end.enter_context(_store(root / place, content, load, compression))
+        def begun(place: str, content: Arrays, compression: Compression) -> _Ours:
+            return _Ours(until_end.enter_context(_store(root / place, content, load, compression)), content)
 
-        stores = {name: begun(name, arrays, name) for name in COMPRESSIONS}
-        alone = begun("alone", single, COMPRESSIONS[0])
-        turns: dict[str, Callable[[int], object]] = {
-            "numpy": lambda turn: _numpy(root / f"numpy-{turn}", arrays),
-            **{name: partial(_write, store, arrays) for name, store in stores.items()},
-            "zarr": lambda turn: _zarr(root / f"zarr-{turn}", arrays),
-            "numpy, one": lambda turn: _numpy(root / f"one-{turn}", single),
-            "one": partial(_write, alone, single),
+        ours: dict[str, _Ours] = {name: begun(name, arrays, name) for name in COMPRESSIONS}
+        turns: dict[str, _Turn] = {
+            "numpy": _Peer(root / "numpy", arrays, _numpy),
+            **ours,
+            "zarr": _Peer(root / "zarr", arrays, _zarr),
+            "numpy, one": _Peer(root / "numpy", single, _numpy),
+            "one": begun("one", single, COMPRESSIONS[0]),
         }
         times: dict[str, list[float]] = {name: [] for name in turns}
-        ratios: dict[Compression, float] = {}
         for turn in range(load.repeats + 1):
-            for name, work in turns.items():
-                seconds = _seconds(partial(work, turn))
+            for name in [*turns] if turn % 2 else reversed(turns):
+                seconds = _seconds(partial(turns[name].write, turn))
+                turns[name].drop(turn)  # at once: the next one's pages then come from as warm a memory
                 times[name] += [seconds] if turn else []  # the first warms up
-            ratios = {name: size / _stored(store, turn) for name, store in stores.items()}
-            for store in [alone, *(store for name, store in stores.items() if name != COMPRESSIONS[0] or turn >= KEPT)]:
-                _drop(store, turn)
-            for kind in ("numpy", "zarr", "one"):
-                shutil.rmtree(root / f"{kind}-{turn}")
+    ratios = {name: size / turn.stored for name, turn in ours.items()}
     first, *others = COMPRESSIONS
     over = {name: _over(times["numpy"], times[name]) for name in COMPRESSIONS}
     one = _over(times["numpy, one"], times["one"])
@@ -217,9 +212,11 @@ def codec_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str, 
 
 
 def read_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str, Any]]:
-    """Reads shards that `write_part` left: every array checked and decoded; every byte checked; every byte read."""
-    store = MapStore.open(root / COMPRESSIONS[0] / "maps", root / COMPRESSIONS[0] / "ledger")
-    shards = range(min(KEPT, load.repeats + 1))
+    """Reads shards: every array checked and decoded; every byte checked; every byte read."""
+    shards = range(min(SHARDS_READ, load.repeats))
+    with _store(root / "read", arrays, load, COMPRESSIONS[0]) as store:
+        for shard in shards:
+            store.write_shard(shard, arrays)
     paths = [store.path / name for shard in shards for name in store.layout.shard_files(shard)]
     size = len(shards) * sum(array.nbytes for array in arrays.values())
     ours, deep, raw = [], [], []
@@ -303,8 +300,45 @@ def _codec_times(codec: Any, chunks: list[NDArray[Any]], repeats: int) -> tuple[
     return sum(chunk.nbytes for chunk in chunks) / sum(map(len, encoded)), write, read
 
 
-def _write(store: MapStore, arrays: Arrays, shard: int) -> None:
-    store.write_shard(shard, arrays)
+class _Turn(Protocol):
+    """Writes a shard, and removes what it wrote."""
+
+    stored: int
+
+    def write(self, turn: int) -> None: ...
+
+    def drop(self, turn: int) -> None: ...
+
+
+class _Ours:
+    """A shard of a store, whole and recorded; `stored` is the size of its files."""
+
+    def __init__(self, store: MapStore, arrays: Arrays) -> None:
+        self._store, self._arrays, self.stored = store, arrays, 0
+
+    def write(self, turn: int) -> None:
+        self._store.write_shard(turn, self._arrays)
+
+    def drop(self, turn: int) -> None:
+        paths = [self._store.path / name for name in self._store.layout.shard_files(turn)]
+        self.stored = sum(path.stat().st_size for path in paths)
+        for path in paths:
+            path.unlink()
+
+
+class _Peer:
+    """A folder that is written."""
+
+    stored = 0
+
+    def __init__(self, folder: Path, arrays: Arrays, save: Callable[[Path, Arrays], None]) -> None:
+        self._folder, self._arrays, self._save = folder, arrays, save
+
+    def write(self, turn: int) -> None:
+        self._save(self._folder, self._arrays)
+
+    def drop(self, turn: int) -> None:
+        shutil.rmtree(self._folder)
 
 
 def _numpy(folder: Path, arrays: Arrays) -> None:
@@ -321,15 +355,6 @@ def _zarr(folder: Path, arrays: Arrays) -> None:
     for name, array in arrays.items():
         chunks = (1 if array.ndim > 2 else len(array), *array.shape[1:])
         group.create_array(name, shape=array.shape, dtype=array.dtype, chunks=chunks, shards=array.shape)[...] = array
-
-
-def _stored(store: MapStore, shard: int) -> int:
-    return sum((store.path / name).stat().st_size for name in store.layout.shard_files(shard))
-
-
-def _drop(store: MapStore, shard: int) -> None:
-    for name in store.layout.shard_files(shard):
-        (store.path / name).unlink()
 
 
 def _seconds(work: Callable[[], object]) -> float:
