@@ -245,6 +245,53 @@ def pool(
     _told(run_simulated(reporter(quiet), load, machines, repeats, seed), path, as_json)
 
 
+@command.command("maps")
+@click.option("--images", type=click.IntRange(min=1), help="Of the finished store.  [default: 1000000; quick: 20000]")
+@click.option("--shard-images", type=click.IntRange(min=1), default=256, show_default=True, help="Images a shard.")
+@click.option("--image-size", type=click.IntRange(min=16), default=224, show_default=True, help="Pixels.")
+@click.option(
+    "--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True, help="Of maps."
+)
+@click.option("--repeats", type=click.IntRange(min=1), help="Rounds.  [default: 7; quick: 2]")
+@click.option("--quick", is_flag=True, help="Less of everything: figures to try the command out, not to keep.")
+@_figures_options("maps")
+def maps(
+    images: int | None,
+    shard_images: int,
+    image_size: int,
+    dtype: Any,
+    repeats: int | None,
+    quick: bool,
+    out: Path | None,
+    results: Path,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """What a store of explanations costs: a shard beside np.save and zarr, a finished store that is taken up.
+
+    Files are written below RESULTS/benchmarks, on whose file system it is measured, and removed.
+    """
+    from maehpc.bench.maps import Load, run
+    from maehpc.cli.terminal import reporter
+    from maehpc.errors import InputError
+
+    set_verbosity(verbose)
+    if image_size % 16:
+        raise InputError(f"--image-size {image_size}: choose a multiple of 16, the side of the model's patches")
+    least = Load(images=20_000, explained=2, repeats=2) if quick else Load()
+    load = replace(
+        least,
+        images=images or least.images,
+        shard_images=shard_images,
+        image_size=image_size,
+        dtype=dtype,
+        repeats=repeats or least.repeats,
+    )
+    folder = results / "benchmarks"
+    _told(run(reporter(quiet), folder, load), out or folder / f"maps-{_time()}.json", as_json)
+
+
 def _parts(text: str | None) -> list[str]:
     from maehpc.errors import InputError
 

@@ -30,7 +30,7 @@ def command(path: Path, repair: bool, as_json: bool) -> None:
         for problem in findings.problems:
             click.echo(problem["sentence"])
         for store, shards in findings.forgotten.items():
-            click.echo(f"{store}: forgot {len(shards)} shards; run explain to compute them")
+            click.echo(f"{store}: {len(shards)} of its shards forgotten; run explain to compute them")
         click.echo(f"{findings.checked} things checked, {len(findings.problems)} problems")
     if findings.problems:
         sys.exit(1)

@@ -32,7 +32,7 @@ from maehpc.maps.ledger import (
     store_digest,
     way_out,
 )
-from maehpc.maps.metadata import COMPRESSIONS, fixed_files
+from maehpc.maps.metadata import COMPRESSIONS, Compression, fixed_files
 from maehpc.maps.sharding import Sharding, sharding
 from maehpc.maps.threads import in_order, pool
 from maehpc.maps.writing import write_files
@@ -55,7 +55,15 @@ class MapStore:
         self._owner = owner
 
     @classmethod
-    def create(cls, path: Path, ledger: Path, layout: StoreLayout, inputs: Mapping[str, Any], owner: Owner) -> MapStore:
+    def create(
+        cls,
+        path: Path,
+        ledger: Path,
+        layout: StoreLayout,
+        inputs: Mapping[str, Any],
+        owner: Owner,
+        compression: Compression = COMPRESSIONS[0],
+    ) -> MapStore:
         """Creates a store, or takes up one that an earlier attempt left, whatever state it was left in.
 
         Temporary leftovers go, and metadata that is absent or damaged is written anew. Shards are left alone: see
@@ -67,6 +75,7 @@ class MapStore:
             layout: what the store holds.
             inputs: JSON of all else that its content depends on (weights, data, seed, settings).
             owner: this process's claim on the ledger's folder.
+            compression: of the shards of a new store; one that is taken up keeps that which it was begun with.
 
         Raises:
             InputError: another store is there. Nothing has been written.
@@ -91,7 +100,7 @@ class MapStore:
         remove_leftovers(path, ledger)
 
         if earlier is None or _damaged(path, earlier.files):
-            content, records = _fixed(path, layout, earlier)
+            content, records = _fixed(path, layout, earlier, compression)
             book.write_store(StoreRecord(digest=digest, inputs=dict(inputs), layout=layout, files=records))
             for name in _damaged(path, records):
                 files.write_bytes(path / name, content[name])
@@ -237,7 +246,7 @@ class MapStore:
         if self._owner is None:
             raise ValueError(f"{self.path} was opened without an owner: for reading alone")
         self._check(shard, arrays)
-        names = sorted(arrays)
+        names = sorted(arrays, key=lambda name: (-arrays[name].nbytes, name))  # so that no long one is left at the end
         relative = [self.layout.shard_file(name, shard) for name in names]
         with files.atomic_paths([self.path / one for one in relative]) as partials:
             encoders = [partial(self._sharding(name).encode, arrays[name]) for name in names]
@@ -287,7 +296,7 @@ class MapStore:
 
 
 def _fixed(
-    path: Path, layout: StoreLayout, earlier: StoreRecord | None
+    path: Path, layout: StoreLayout, earlier: StoreRecord | None, wish: Compression
 ) -> tuple[dict[str, bytes], dict[str, FileRecord]]:
     """The files of a store but its shards, and their records, in the compression that it was begun with.
 
@@ -298,7 +307,8 @@ def _fixed(
         records = _records(content)
         return earlier is None or records != earlier.files, len(_damaged(path, records))
 
-    content = min((fixed_files(layout, compression) for compression in COMPRESSIONS), key=unlike)
+    candidates = dict.fromkeys((wish, *COMPRESSIONS))
+    content = min((fixed_files(layout, compression) for compression in candidates), key=unlike)
     return content, _records(content)
 
 

@@ -50,6 +50,7 @@ def test_a_pipeline_ends_with_its_table_and_its_files(run: Run, tiny: str) -> No
     (problem,) = json.loads(broken.out)["problems"]
     assert (problem["kind"], problem["shard"], Path(problem["path"])) == ("truncated", 1, victim)
     assert "1 of 3 shards" in run("aggregate", "results").out
+    assert "digits.zarr: 1 of its shards forgotten; run explain" in run("verify", "results", "--repair").out
     assert run("run", "explain", "--name", "tiny").code == 0
     assert run("verify", "results").code == 0
 

@@ -21,6 +21,7 @@ from maehpc.maps import ArrayLayout, MapStore, StoreLayout, metadata, verify
 from maehpc.maps.metadata import COMPRESSIONS, Compression, fixed_files
 from maehpc.maps.sharding import PIECE, sharding
 from maehpc.maps.threads import pool
+from maehpc.ownership import own
 
 
 def by_zarr(layout: StoreLayout, made: dict[str, bytes], shard: int, values: np.ndarray[Any, Any]) -> bytes:
@@ -89,12 +90,12 @@ def test_no_flipped_bit_is_decoded(bit: int, compression: Compression) -> None:
 
 
 @pytest.fixture
-def older(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A store that an earlier version began with zstd; its shard 1 is damaged."""
+def older(tmp_path: Path) -> Path:
+    """A store as earlier versions began it, with zstd."""
     root = tmp_path / "older"
-    with monkeypatch.context() as earlier:
-        earlier.setattr("maehpc.maps.store.COMPRESSIONS", ("zstd",))
-        maps_writer.explain(root)
+    with own(root / "ledger") as owner:
+        MapStore.create(root / "maps", root / "ledger", maps_writer.LAYOUT, maps_writer.INPUTS, owner, "zstd")
+    assert maps_writer.explain(root) == [0, 1, 2]
     assert b'"zstd"' in (root / "maps/saliency/zarr.json").read_bytes()
     return root
 
