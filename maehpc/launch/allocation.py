@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from maehpc.addresses import address_for, route_to
 from maehpc.errors import InputError, LostRanksError, RunError
 from maehpc.interruption import Stop
+from maehpc.launch import slurm
 from maehpc.launch.logs import log_files, start_of_last_lines
 from maehpc.launch.profile import Profile, SlurmProfile, parse_profile
 from maehpc.launch.record import JobFolder, JobRecord
@@ -57,10 +58,12 @@ def fleet(
     attempt: int,
     context: Context,
     seconds_left: Callable[[], float | None],
+    absent: set[str],
 ) -> Fleet:
     """The workers of all hosts that the job has, for rank 0.
 
-    In the block of its cluster a RunError is raised where too few of the hosts come up.
+    In the block of its cluster a RunError is raised where too few of the hosts come up. Names of hosts that have not
+    come by its end are put into `absent`.
 
     Raises:
         InputError: a host has fewer GPUs than workers.
@@ -72,7 +75,7 @@ def fleet(
     gpus = _gpus(context.device, each)
     threads = profile.threads or threads_each(_cpus(seat), each)
     address = address_for(seat.hosts[1:], _interface(profile))
-    cluster = partial(_called, job, record, seat, attempt, context, each, gpus * each, address)
+    cluster = partial(_called, job, record, seat, attempt, context, absent, each, gpus * each, address)
     return Fleet(each * len(seat.hosts), threads, gpus, cluster, seconds_left)
 
 
@@ -83,6 +86,7 @@ def _called(
     seat: Seat,
     attempt: int,
     context: Context,
+    absent: set[str],
     cpus: int,
     gpus: int,
     address: str,
@@ -109,7 +113,20 @@ def _called(
                 roll.look()
             return why
 
-        yield look
+        try:
+            yield look
+        finally:
+            absent |= roll.missing
+
+
+def end_step(seat: Seat) -> None:
+    """Ends what is left of the ranks, where a host did not come up; rank 0's own last act.
+
+    A host that cannot reach this one cannot tell srun of its end either, for which srun would wait until the wall time.
+    """
+    time.sleep(PARTING_S)  # those that came end Ray meanwhile
+    with suppress(RunError):
+        slurm.cancel([f"{seat.job_id}.{os.environ['SLURM_STEP_ID']}"])
 
 
 def _absent(job: JobFolder, seat: Seat, attempt: int, host: str) -> Absent:
