@@ -46,6 +46,8 @@ FUTILE = 3
 LASTING_S = 60.0
 PARTING_S = 15.0
 """Seconds that a host that was asked to end gives rank 0 to say how the attempt ended."""
+FAREWELL_S = 5.0
+"""Seconds that the hosts that came have to end Ray before Slurm asks them to end, too."""
 LOOK_S = 1.0
 _LONGEST = 300
 """Bytes of a host's last line that are told."""
@@ -124,7 +126,7 @@ def end_step(seat: Seat) -> None:
 
     A host that cannot reach this one cannot tell srun of its end either, for which srun would wait until the wall time.
     """
-    time.sleep(PARTING_S)  # those that came end Ray meanwhile
+    time.sleep(FAREWELL_S)
     with suppress(RunError):
         slurm.cancel([f"{seat.job_id}.{os.environ['SLURM_STEP_ID']}"])
 
@@ -210,11 +212,13 @@ def serve(job: JobFolder, record: JobRecord, seat: Seat, attempt: int, stop: Sto
 
     interface = _interface(profile)
     futile = 0
+    said: str | None = None
     while head is not None and not over():
         begun = time.monotonic()
         address = address_for((), interface) if interface else route_to(head.address.rpartition(":")[0])
         gpus = _visible_gpus() if profile.device != "cpu" else 0
-        say(job, attempt, seat, f"Ray is begun at {address} to join {head.address}, and has not come up")
+        if said is None:  # else why it ended says more
+            say(job, attempt, seat, f"Ray is begun at {address} to join {head.address}, and has not come up")
         try:
             said = join(head, each, min(gpus, each), address, over, name)
         except OSError as error:  # no room for Ray's files, say
