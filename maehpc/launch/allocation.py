@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from maehpc.addresses import address_for, route_to
 from maehpc.errors import InputError, LostRanksError, RunError
 from maehpc.interruption import Stop
+from maehpc.launch import slurm
 from maehpc.launch.logs import log_files, start_of_last_lines
 from maehpc.launch.profile import Profile, SlurmProfile, parse_profile
 from maehpc.launch.record import JobFolder, JobRecord
@@ -45,6 +46,8 @@ FUTILE = 3
 LASTING_S = 60.0
 PARTING_S = 15.0
 """Seconds that a host that was asked to end gives rank 0 to say how the attempt ended."""
+FAREWELL_S = 5.0
+"""Seconds that the hosts that came have to end Ray before Slurm asks them to end, too."""
 LOOK_S = 1.0
 _LONGEST = 300
 """Bytes of a host's last line that are told."""
@@ -57,10 +60,12 @@ def fleet(
     attempt: int,
     context: Context,
     seconds_left: Callable[[], float | None],
+    absent: set[str],
 ) -> Fleet:
     """The workers of all hosts that the job has, for rank 0.
 
-    In the block of its cluster a RunError is raised where too few of the hosts come up.
+    In the block of its cluster a RunError is raised where too few of the hosts come up. Names of hosts that have not
+    come by its end are put into `absent`.
 
     Raises:
         InputError: a host has fewer GPUs than workers.
@@ -72,7 +77,7 @@ def fleet(
     gpus = _gpus(context.device, each)
     threads = profile.threads or threads_each(_cpus(seat), each)
     address = address_for(seat.hosts[1:], _interface(profile))
-    cluster = partial(_called, job, record, seat, attempt, context, each, gpus * each, address)
+    cluster = partial(_called, job, record, seat, attempt, context, absent, each, gpus * each, address)
     return Fleet(each * len(seat.hosts), threads, gpus, cluster, seconds_left)
 
 
@@ -83,6 +88,7 @@ def _called(
     seat: Seat,
     attempt: int,
     context: Context,
+    absent: set[str],
     cpus: int,
     gpus: int,
     address: str,
@@ -112,7 +118,20 @@ def _called(
                 roll.look()
             return why
 
-        yield look
+        try:
+            yield look
+        finally:
+            absent |= roll.missing
+
+
+def end_step(seat: Seat) -> None:
+    """Ends what is left of the ranks, where a host did not come up; rank 0's own last act.
+
+    A host that cannot reach this one cannot tell srun of its end either, for which srun would wait until the wall time.
+    """
+    time.sleep(FAREWELL_S)
+    with suppress(RunError):
+        slurm.cancel([f"{seat.job_id}.{os.environ['SLURM_STEP_ID']}"])
 
 
 def _absent(job: JobFolder, seat: Seat, attempt: int, host: str) -> Absent:
@@ -199,11 +218,13 @@ def serve(job: JobFolder, record: JobRecord, seat: Seat, attempt: int, stop: Sto
 
     interface = _interface(profile)
     futile = 0
+    said: str | None = None
     while head is not None and not over():
         begun = time.monotonic()
         address = address_for((), interface) if interface else route_to(head.address.rpartition(":")[0])
         gpus = _visible_gpus() if profile.device != "cpu" else 0
-        say(job, attempt, seat, f"Ray is begun at {address} to join {head.address}, and has not come up")
+        if said is None:  # else why it ended says more
+            say(job, attempt, seat, f"Ray is begun at {address} to join {head.address}, and has not come up")
         try:
             said = join(head, each, min(gpus, each), address, over, name)
         except OSError as error:  # no room for Ray's files, say

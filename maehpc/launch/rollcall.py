@@ -49,6 +49,9 @@ class RollCall:
         of: tells what is known of a host that did not come.
         warn: told once of hosts that are done without.
         clock: seconds.
+
+    Attributes:
+        missing: names of the hosts that have not come yet.
     """
 
     def __init__(
@@ -64,7 +67,7 @@ class RollCall:
     ) -> None:
         self._label, self._hosts, self._wanted, self._within_s = label, tuple(hosts), wanted, within_s
         self._there, self._of, self._warn, self._clock = there, of, warn, clock
-        self._missing = set(hosts)
+        self.missing = set(hosts)
         self._begun = self._looked = clock()
         self._over = False
 
@@ -79,13 +82,13 @@ class RollCall:
         if self._over or (now - self._looked < LOOK_S and not late):
             return
         self._looked = now
-        self._missing -= set(self._there())
-        self._over = late or not self._missing
-        if self._over and self._missing:
+        self.missing -= set(self._there())
+        self._over = late or not self.missing
+        if self._over and self.missing:
             self._tell()
 
     def _tell(self) -> None:
-        absent = [str(self._of(host)) for host in self._hosts if host in self._missing]
+        absent = [str(self._of(host)) for host in self._hosts if host in self.missing]
         count, come = len(self._hosts), len(self._hosts) - len(absent)
         more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
         told = (

@@ -176,6 +176,17 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
         The process's exit code.
     """
     from maehpc.launch import allocation
+
+    absent: set[str] = set()
+    try:
+        return _run(job, seat, stop, absent)
+    finally:
+        if absent:
+            allocation.end_step(seat)
+
+
+def _run(job: JobFolder, seat: Seat, stop: Stop, absent: set[str]) -> int:
+    from maehpc.launch import allocation
     from maehpc.launch.snapshot import verify_snapshot
     from maehpc.pool.crew import ClusterLostError
 
@@ -227,7 +238,7 @@ def run_rank(job: JobFolder, seat: Seat, stop: Stop) -> int:
             with _context(job, record, seat, attempt, pulse, stop, metrics) as context:
                 fleet = None
                 if record.workers_per_node:
-                    fleet = allocation.fleet(job, record, seat, attempt, context, seconds_left)
+                    fleet = allocation.fleet(job, record, seat, attempt, context, seconds_left, absent)
                 _work(context, record, pulse, fleet)
             if leader:
                 pulse.write()

@@ -157,16 +157,17 @@ def test_a_host_that_does_not_come_up_ends_the_attempt_or_is_done_without(
     pooled: Callable[..., Study], study: Callable[..., Study], alone: Study, mini: Any, place: Path
 ) -> None:
     with without_ray(mini, "n2", place), drained(study, "n4"):
-        one = pooled(host_timeout_s=12)
+        one = pooled(host_timeout_s=6)
         one.ended("FAILED")
         first, outcome = one.job.attempt(1), one.outcome()
         assert first is not None and first.hosts == ("n1", "n2") and one.job.newest_attempt() == 1, one.told()
         assert outcome is not None and outcome.outcome == "failed", one.told()
-        assert outcome.reason.startswith("1 of 2 hosts did not come up within 12 s: n2 (Ray ended: "), one.told()
+        assert outcome.reason.startswith("1 of 2 hosts did not come up within 6 s: n2 (Ray ended: "), one.told()
         assert "ray.scripts" in outcome.reason and f"log {one.job.logs}/" in outcome.reason
         assert "--min-nodes 1 goes on" in outcome.reason
         until(lambda: not processes(one), 30, lambda: f"left: {processes(one)}")
 
+        one.profile["host_timeout_s"] = 12
         one.submit("--nodes", "4", "--min-nodes", "2", "--metrics-port", "0", stage="explain")
         url = until(lambda: re.search(r"http://10\.77\.0\.11:\d+/metrics", one.log()), 120, one.told)[0]
         with urllib.request.urlopen(url, timeout=10) as scrape:  # from this side, as Prometheus would

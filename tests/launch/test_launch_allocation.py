@@ -117,5 +117,6 @@ def test_a_host_says_where_it_stands(job: JobFolder, monkeypatch: pytest.MonkeyP
     joins(monkeypatch, full)
     with pytest.raises(LostRanksError, match="no writable folder"):
         serve(job)
-    assert said == ["Ray is begun at 127.0.0.1 to join 127.0.0.1:9, and has not come up"] * allocation.FUTILE
-    assert job.said(1, "n2") == "Ray ended: no writable folder for Ray's sockets"
+    why = "Ray ended: no writable folder for Ray's sockets"
+    assert said == ["Ray is begun at 127.0.0.1 to join 127.0.0.1:9, and has not come up", why, why]
+    assert job.said(1, "n2") == why
