@@ -50,9 +50,9 @@ class Actor:
         """The worker's process id, once it can compute."""
         return os.getpid()
 
-    def compute(self, shard: Shard) -> Answer:
+    def compute(self, shard: Shard, again: bool) -> Answer:
         """One shard."""
-        return answer(self._computer, shard, self._stop)
+        return answer(self._computer, shard, self._stop, again)
 
     def stop(self, reason: str) -> None:
         """Asks for the end of what is being computed; runs beside `compute`."""
@@ -102,6 +102,7 @@ class RayCrew:
         )(Actor)
         self._members: dict[str, _Member] = {}
         self._refs: dict[Any, str] = {}
+        self._failed: set[Shard] = set()
         self._named = 0
         self._stillborn = 0
         self._last_death = ""
@@ -119,7 +120,7 @@ class RayCrew:
     def hand(self, worker: str, shard: Shard) -> None:
         """Gives a worker a shard."""
         member = self._members[worker]
-        ref = member.handle.compute.remote(shard)
+        ref = member.handle.compute.remote(shard, shard in self._failed)
         member.calls[ref] = shard
         self._refs[ref] = worker
 
@@ -197,6 +198,7 @@ class RayCrew:
             return [Done(worker, shard, word.seconds)]
         if word.kind == "returned":
             return [Returned(worker, shard)]
+        self._failed.add(shard)
         return [Failed(worker, shard, word.words)]
 
     def _lost(self, worker: str, error: Exception) -> list[Event]:

@@ -15,7 +15,7 @@ class Pretended:
 
     seconds: float
 
-    def compute(self, shard: Shard, stop: Stop) -> list[str]:
+    def compute(self, shard: Shard, stop: Stop, again: bool) -> list[str]:
         """Waits."""
         time.sleep(self.seconds)
         return []

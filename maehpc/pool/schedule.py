@@ -6,6 +6,10 @@ given a second shard while it computes its first, so that it never waits for the
 
 A shard whose worker died is suspect: it is dealt again, and after `deaths` such ends it is quarantined, for it would
 end one worker after the other. Shards that only waited behind it are innocent.
+
+Where a shard fails and its worker lives on, either may be to blame: a worker that lacks memory fails at once, and would
+soon have failed all that waits. So such a shard goes elsewhere next, and a worker that only fails gets nothing while
+others do better.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from maehpc.pool.durations import Durations
 
@@ -25,6 +30,8 @@ DEATHS = 3
 HOPELESS = 3
 """Shards given up, with none done, after which it is not the shards' fault: nothing more is dealt."""
 NONE_CAN_BE = "no shard at all could be computed"
+SICK = 3
+"""Shards in a row that a worker may fail before all others are preferred to it."""
 
 
 @dataclass(frozen=True, order=True)
@@ -78,6 +85,9 @@ class Schedule:
         self._queued = self._left
         self._done = 0
         self._ends: dict[Shard, list[str]] = {}
+        self._again: list[Shard] = []  # those that wait and have failed before; others wait in their store's heap
+        self._failed_in: dict[Shard, set[str]] = {}
+        self._row: dict[str, int] = {}
         self.quarantined: dict[Shard, str] = {}
         self.closed: str | None = None
 
@@ -109,6 +119,7 @@ class Schedule:
         """A worker is there."""
         assert worker not in self._hands, worker
         self._hands[worker] = deque()
+        self._row[worker] = 0
 
     def deal(self, worker: str, seconds_left: float | None = None) -> Shard | None:
         """The next shard for a worker, to be handed over at once; None where it shall get none now.
@@ -123,14 +134,20 @@ class Schedule:
             return None
         if len(hand) >= self._ahead or (hand and self._queued <= len(self._hands)):
             return None
-        first = (queue[0][2] for queue in self._waiting.values() if queue)
+        if self._sick(worker) and not all(map(self._sick, self._hands)):
+            return None
+        again = (shard for shard in self._again if self._suits(worker, shard))
+        first: Iterable[Shard] = chain(again, (queue[0][2] for queue in self._waiting.values() if queue))
         if seconds_left is not None:
             left = seconds_left - sum(self._slow_s(other) for other in hand)
             first = (shard for shard in first if self._slow_s(shard) <= left)
         shard = max(first, key=lambda shard: self.durations.expected_s(shard.store, shard.images), default=None)
         if shard is None:
             return None
-        heapq.heappop(self._waiting[shard.store])
+        if shard in self._failed_in:
+            self._again.remove(shard)
+        else:
+            heapq.heappop(self._waiting[shard.store])
         self._queued -= 1
         hand.append(shard)
         return shard
@@ -140,7 +157,9 @@ class Schedule:
         self._hands[worker].remove(shard)
         self._done += 1
         self._left -= 1
+        self._row[worker] = 0
         self._ends.pop(shard, None)
+        self._failed_in.pop(shard, None)
         self.durations.measured(shard.store, shard.images, seconds)
 
     def returned(self, worker: str, shard: Shard) -> None:
@@ -151,11 +170,14 @@ class Schedule:
     def failed(self, worker: str, shard: Shard, reason: str) -> None:
         """A shard could not be computed; its worker lives on."""
         self._hands[worker].remove(shard)
+        self._row[worker] += 1
+        self._failed_in.setdefault(shard, set()).add(worker)
         self._blame(shard, reason)
 
     def leave(self, worker: str, reason: str) -> None:
         """A worker is gone: what it computed is blamed, what it had not begun is dealt again."""
         hand = self._hands.pop(worker, None)
+        self._row.pop(worker, None)
         if not hand:
             return
         self._blame(hand.popleft(), reason)
@@ -168,14 +190,25 @@ class Schedule:
 
     def unfinished(self) -> Iterable[Shard]:
         """Shards that are neither done nor quarantined, sorted."""
-        waiting = [entry[2] for queue in self._waiting.values() for entry in queue]
+        waiting = [*self._again, *(entry[2] for queue in self._waiting.values() for entry in queue)]
         return sorted([*waiting, *(shard for hand in self._hands.values() for shard in hand)])
 
     def _slow_s(self, shard: Shard) -> float:
         return self.durations.slow_s(shard.store, shard.images)
 
+    def _sick(self, worker: str) -> bool:
+        return self._row[worker] >= SICK
+
+    def _suits(self, worker: str, shard: Shard) -> bool:
+        """Whether a shard that failed may be tried by a worker: by all where there is none better to try it."""
+        tried = self._failed_in[shard]
+        return worker not in tried or all(other in tried or self._sick(other) for other in self._hands)
+
     def _queue(self, shard: Shard) -> None:
-        heapq.heappush(self._waiting[shard.store], _queued(shard))
+        if shard in self._failed_in:
+            self._again.append(shard)
+        else:
+            heapq.heappush(self._waiting[shard.store], _queued(shard))
         self._queued += 1
 
     def _blame(self, shard: Shard, reason: str) -> None:
@@ -185,6 +218,7 @@ class Schedule:
             self._queue(shard)
             return
         del self._ends[shard]
+        self._failed_in.pop(shard, None)
         self._left -= 1
         self.quarantined[shard] = reason
         if not self._done and len(self.quarantined) >= HOPELESS:

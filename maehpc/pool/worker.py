@@ -16,12 +16,13 @@ from maehpc.pool.schedule import Shard
 class Computer(Protocol):
     """Computes and records shards. It is made in the worker's own process and keeps what it has loaded."""
 
-    def compute(self, shard: Shard, stop: Stop) -> list[str]:
+    def compute(self, shard: Shard, stop: Stop, again: bool) -> list[str]:
         """Computes and records one shard.
 
         Args:
             shard: which.
             stop: looked at on the way.
+            again: whether it has failed before, here or elsewhere.
 
         Returns:
             Warnings, each a sentence.
@@ -69,7 +70,7 @@ class Answer:
     warnings: tuple[str, ...] = ()
 
 
-def answer(computer: Computer, shard: Shard, stop: Stop) -> Answer:
+def answer(computer: Computer, shard: Shard, stop: Stop, again: bool = False) -> Answer:
     """Computes a shard and tells how that went; whatever it raises is told, not raised."""
     begun = time.perf_counter()
 
@@ -79,7 +80,7 @@ def answer(computer: Computer, shard: Shard, stop: Stop) -> Answer:
     if stop.reason is not None:
         return after("returned", stop.reason)
     try:
-        return after("done", warnings=tuple(computer.compute(shard, stop)))
+        return after("done", warnings=tuple(computer.compute(shard, stop, again)))
     except Interrupted as error:
         return after("returned", error.reason)
     except MaehpcError as error:

@@ -6,8 +6,8 @@ shard of it and keeps it, so that a model is loaded once a worker.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from maehpc.data import dataset_name
 from maehpc.devices import choose_device
-from maehpc.errors import InputError, Interrupted, RunError
+from maehpc.errors import InputError, Interrupted, MaehpcError, RunError
 from maehpc.experiment import Experiment
 from maehpc.explain.explainer import passes_that_fit
 from maehpc.interruption import Stop
@@ -124,12 +124,22 @@ def explain_pooled(context: Context, fleet: Fleet) -> dict[str, dict[str, Any]]:
         spec = Spec("maehpc.stages.pooled:computer", _arguments(context, owners, fleet.threads))
         log = PoolLog(context.experiment.pool_log, fleet.workers, owners)
         watch = _Watch(context, stores, work, until_end, log)
-        ended = _driven(context, spec, Schedule(work), watch, fleet)
+        try:
+            ended = _driven(context, spec, Schedule(work), watch, fleet)
+        except MaehpcError:
+            with suppress(MaehpcError):  # what went wrong first is what the user must hear
+                _tidy(stores)
+            raise
         log.over(ended)
-        for store in stores.values():
-            store.tidy()  # workers are gone now, and some may have been killed while they wrote
+        _tidy(stores)
         _raise_unless_whole(ended)
         return records
+
+
+def _tidy(stores: Mapping[str, MapStore]) -> None:
+    """Workers are gone now, and some may have been killed while they wrote."""
+    for store in stores.values():
+        store.tidy()
 
 
 def gpus_each(device: torch.device, workers: int) -> int:
@@ -234,10 +244,15 @@ class Explaining:
         self._datasets = {dataset_name(dataset): dataset for dataset in self.context.recipe.datasets}
         self._kept: dict[str, tuple[Prepared, MapStore, ExitStack]] = {}
 
-    def compute(self, shard: Shard, stop: Stop) -> list[str]:
-        """Computes and records one shard; see `maehpc.pool.worker.Computer`."""
+    def compute(self, shard: Shard, stop: Stop, again: bool) -> list[str]:
+        """Computes and records one shard; see `maehpc.pool.worker.Computer`.
+
+        A worker that finds no memory gives the shard back, for another may have what the same bytes need; only a shard
+        that comes again is computed in shorter passes.
+        """
         torch.set_num_threads(self.threads)  # of this thread: OpenMP keeps the number thread by thread
         ready, store = self._ready(shard.store)
+        ready.explainer.shortens = again
         warnings: list[str] = []
         arrays = ready.compute(store.images(shard.number), stop, lambda images: None, warnings.append)
         store.write_shard(shard.number, arrays)

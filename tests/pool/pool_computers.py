@@ -24,9 +24,9 @@ class Troubled:
     broken: tuple[int, ...]
     fatal: tuple[int, ...]
 
-    def compute(self, shard: Shard, stop: Stop) -> list[str]:
+    def compute(self, shard: Shard, stop: Stop, again: bool) -> list[str]:
         with Path(self.book).open("a") as book:
-            book.write(f"{shard.number} {os.getpid()}\n")
+            book.write(f"{shard.number} {os.getpid()} {again}\n")
         if shard.number in self.deadly:
             time.sleep(0.3)  # until the word about the shard before has gone out
             ctypes.string_at(0)  # in this very thread; a signal sent might end it too late
