@@ -4,108 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from command_line import Run
-from tiny import SETTINGS
+from pool_runs import ALONE, POOLED, command, kill_one, named, running, whole
 
 from maehpc.files import partial_name
-from maehpc.recipes import load_recipe, recipe_yaml
-from maehpc.stages.verify import verify_results
 
 pytestmark = pytest.mark.slow
-
-ALONE = ("run", "explain", "--name", "tiny")
-POOLED = (*ALONE, "--workers", "2")
-
-
-def command(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "maehpc", *words], capture_output=True, text=True, timeout=200, cwd=place, check=False
-    )
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which one process has computed everything: 60 shards, long enough to be killed within."""
-    place = tmp_path_factory.mktemp("pool")
-    explain = {**SETTINGS["explain"], "images": 240, "sensitivity": {"samples": 40}, "maps": {"shard_images": 4}}
-    recipe = place / "tiny.yaml"
-    recipe.write_text(recipe_yaml(load_recipe(None, settings={**SETTINGS, "explain": explain})))
-    done = command(place, "run", "pipeline", "--recipe", str(recipe), "--name", "tiny", "--threads", "1")
-    assert done.returncode == 0, done.stderr
-    return place
-
-
-@pytest.fixture
-def place(finished: Path, tmp_path: Path) -> Path:
-    """A copy in which nothing is explained yet."""
-    shutil.copytree(finished / "results", tmp_path / "results")
-    for folder in ("maps", "ledger", "report"):
-        shutil.rmtree(tmp_path / "results" / "tiny" / folder)
-    return tmp_path
-
-
-def stored(place: Path) -> dict[str, bytes]:
-    root = place / "results" / "tiny" / "maps"
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
-@contextmanager
-def running(place: Path, shards: int) -> Iterator[subprocess.Popen[str]]:
-    """A pooled run that has itself finished so many shards; whatever it started has ended when the block is left."""
-    records = place / "results" / "tiny" / "ledger" / "digits"
-    earlier = len(list(records.glob("shard-*.json")))
-    words = [sys.executable, "-m", "maehpc", *POOLED]
-    with subprocess.Popen(words, cwd=place, stderr=subprocess.PIPE, text=True) as process:
-        below: list[psutil.Process] = []
-        try:
-            deadline = time.monotonic() + 120
-            while len(list(records.glob("shard-*.json"))) < earlier + shards:
-                assert process.poll() is None, process.stderr and process.stderr.read()
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            below = psutil.Process(process.pid).children(recursive=True)
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-            _, alive = psutil.wait_procs(below, timeout=30)
-            left = [one.pid for one in alive if one.status() != psutil.STATUS_ZOMBIE]
-    assert not left
-
-
-def named(title: str) -> Callable[[psutil.Process], bool]:
-    def found(process: psutil.Process) -> bool:
-        with suppress(psutil.Error):  # it has ended meanwhile
-            return any(title in word for word in process.cmdline()[:5])
-        return False
-
-    return found
-
-
-def kill_one(below: psutil.Process, wanted: Callable[[psutil.Process], bool]) -> None:
-    for process in below.children(recursive=True):
-        if wanted(process):
-            process.kill()
-            return
-    raise AssertionError("there is no such process")
-
-
-def whole(place: Path, finished: Path) -> None:
-    found, wanted = stored(place), stored(finished)
-    assert sorted(found) == sorted(wanted)
-    assert [name for name in wanted if found[name] != wanted[name]] == []
-    assert verify_results(place / "results").problems == []
 
 
 def test_two_workers_write_the_bytes_of_one_process(place: Path, finished: Path) -> None:

@@ -6,11 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from maehpc.pool.crew import ClusterLostError, RayCrew
 from maehpc.pool.host import marked
 from maehpc.pool.worker import Spec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
 
 HERE = Path(__file__).parent
 
@@ -35,27 +34,6 @@ HERE = Path(__file__).parent
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers find this folder's computers."""
     monkeypatch.setenv("PYTHONPATH", f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every process below this one that a test began has ended, and Ray's folder is gone."""
-    root = tempfile.mkdtemp(prefix="p", dir="/tmp")  # short, for the sockets in it; other tests may have theirs beside
-    monkeypatch.setattr(tempfile, "tempdir", root)
-
-    def ours() -> set[int]:
-        return {child.pid for child in psutil.Process().children(recursive=True)}
-
-    before = ours()
-    yield
-    deadline = time.monotonic() + 20
-    while ours() - before and time.monotonic() < deadline:
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        time.sleep(0.1)
-    assert not ours() - before
-    Path(root).rmdir()
 
 
 class Pool:
