@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from mini_cluster import breakable_mini, mini, on_mini
+from pool_runs import nothing_left
 
-__all__ = ["breakable_mini", "mini", "on_mini"]
+__all__ = ["breakable_mini", "mini", "nothing_left", "on_mini"]
 
 
 @pytest.fixture(scope="session")

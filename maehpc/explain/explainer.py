@@ -113,6 +113,8 @@ class Explainer:
         """Images computed as one."""
         self.workers = self._threads()
         """Groups computed side by side."""
+        self.shortens = True
+        """Whether a pass that finds no memory is tried again in shorter ones, of which the rounding is another."""
         self._pool: ThreadPoolExecutor | None = None
 
     @property
@@ -154,7 +156,7 @@ class Explainer:
             try:
                 return joined([self._explained(*part, rows) for part in cut(pixels, indices, targets, rows)])
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or rows == 1:
+                if not is_out_of_memory(error) or rows == 1 or not self.shortens:
                     raise
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -173,10 +173,12 @@ def connected(address: str, mark: str, token: str, head: subprocess.Popen[bytes]
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update({**environment(mark, token, before), "GRPC_VERBOSITY": "ERROR"})
-    with _own_signals():
-        import ray
-
     try:
+        try:
+            with _own_signals():
+                import ray
+        except ImportError as error:
+            raise RunError(f"Ray did not start: {error}; install the package ray again") from error
         _await_head(address, head)
         try:
             with _own_signals():

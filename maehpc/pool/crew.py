@@ -55,9 +55,9 @@ class Actor:
         """The worker's process id, once it can compute."""
         return os.getpid()
 
-    def compute(self, shard: Shard, number: int) -> Answer:
+    def compute(self, shard: Shard, number: int, again: bool) -> Answer:
         """One shard, the worker's `number`-th from 0; the next may be computed while this one is written."""
-        return answer(self._computer, shard, self._stop, self._turns, number)
+        return answer(self._computer, shard, self._stop, again, self._turns, number)
 
     def stop(self, reason: str) -> None:
         """Asks for the end of what is being computed; runs beside `compute`."""
@@ -117,6 +117,7 @@ class RayCrew:
         )(Actor)
         self._members: dict[str, _Member] = {}
         self._refs: dict[Any, str] = {}
+        self._failed: set[Shard] = set()
         self._named = 0
         self._stillborn = 0
         self._last_death = ""
@@ -134,7 +135,7 @@ class RayCrew:
     def hand(self, worker: str, shard: Shard) -> None:
         """Gives a worker a shard."""
         member = self._members[worker]
-        ref = member.handle.compute.remote(shard, member.handed)
+        ref = member.handle.compute.remote(shard, member.handed, shard in self._failed)
         member.handed += 1
         member.calls[ref] = shard
         self._refs[ref] = worker
@@ -222,6 +223,7 @@ class RayCrew:
             return [Done(worker, shard, word.seconds)]
         if word.kind == "returned":
             return [Returned(worker, shard)]
+        self._failed.add(shard)
         return [Failed(worker, shard, word.words)]
 
     def _lost(self, worker: str, error: Exception) -> list[Event]:

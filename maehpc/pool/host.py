@@ -31,10 +31,16 @@ from pathlib import Path
 
 import psutil
 
+from maehpc.errors import RunError
+
 MARK = "MAEHPC_POOL"
 """The variable that all processes of a cluster inherit."""
 LONGEST_FOLDER = 43
 """Bytes of the path of Ray's folder: the sockets in it get names that end at 107."""
+ROOM_BYTES = 16 << 20
+"""What must be free where Ray's logs and sockets go."""
+REACHED_WITHIN_S = 10.0
+"""Seconds in which a host reaches itself."""
 TOKEN_BYTES = 32
 OBJECT_STORE_BYTES = 100 * 2**20
 """Nothing large goes through Ray's object store."""
@@ -129,21 +135,44 @@ def write_token(folder: Path, text: str | None = None) -> Path:
 
 
 def free_port(address: str) -> int:
-    """A port of this host that nobody listens on at the moment."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as found:
-        found.bind((address, 0))
-        return int(found.getsockname()[1])
+    """A port of this host that nobody listens on at the moment.
+
+    Raises:
+        RunError: this host does not reach itself there.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family) as found, socket.socket(family) as caller:
+            found.bind((address, 0))
+            found.listen()
+            caller.settimeout(REACHED_WITHIN_S)
+            caller.connect(found.getsockname())  # Ray would wait for minutes
+            return int(found.getsockname()[1])
+    except OSError as error:
+        raise RunError(
+            f"Ray cannot start: this host does not reach itself at {address} ({error.strerror or error}); bring up the "
+            "network interface of that address"
+        ) from error
 
 
 def short_folder() -> Path:
-    """A new folder of this user alone on this host's own disk, with a path short enough for Ray's sockets."""
+    """A new folder of this user alone on this host's own disk, with a path short enough for Ray's sockets.
+
+    Raises:
+        RunError: there is no place for it.
+    """
     for root in (tempfile.gettempdir(), "/tmp", "/dev/shm"):
         with suppress(OSError):
+            if shutil.disk_usage(root).free < ROOM_BYTES:
+                continue
             folder = Path(tempfile.mkdtemp(prefix="mr", dir=root))
             if len(os.fsencode(folder)) <= LONGEST_FOLDER:
                 return folder
             folder.rmdir()
-    raise OSError(f"no writable folder with a path of at most {LONGEST_FOLDER} bytes for Ray's sockets")
+    raise RunError(
+        f"Ray cannot start: neither TMPDIR nor /tmp nor /dev/shm can be written, has {ROOM_BYTES >> 20} MiB left and a "
+        f"path of at most {LONGEST_FOLDER} bytes; make room there, or set TMPDIR to such a folder"
+    )
 
 
 def adopt() -> None:

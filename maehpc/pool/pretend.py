@@ -16,7 +16,7 @@ class Pretended:
 
     seconds: float
 
-    def compute(self, shard: Shard, stop: Stop) -> Computed:
+    def compute(self, shard: Shard, stop: Stop, again: bool) -> Computed:
         """Waits; there is nothing to write."""
         time.sleep(self.seconds)
         return Computed(lambda: None)

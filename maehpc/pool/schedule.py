@@ -8,6 +8,10 @@ Whatever a worker held when it died is suspect: the shard before the one that it
 way to the disk, so nobody knows whose fault it was. Suspects are dealt alone, to a worker that holds nothing and gets
 nothing besides, and the next death is then theirs. After `deaths` ends a shard is quarantined, for it would end one
 worker after the other.
+
+Where a shard fails and its worker lives on, either may be to blame: a worker that lacks memory fails at once, and would
+soon have failed all that waits. So such a shard goes elsewhere next, and a worker that only fails gets nothing while
+others do better.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ DEATHS = 3
 HOPELESS = 3
 """Shards given up, with none done, after which it is not the shards' fault: nothing more is dealt."""
 NONE_CAN_BE = "no shard at all could be computed"
+SICK = 3
+"""Shards in a row that a worker may fail before all others are preferred to it."""
 
 
 @dataclass(frozen=True, order=True)
@@ -81,7 +87,9 @@ class Schedule:
         self._done = 0
         self._ends: dict[Shard, list[str]] = {}
         self._suspects: set[Shard] = set()
-        self._alone: deque[Shard] = deque()  # suspects that wait
+        self._again: list[Shard] = []  # suspects and those that have failed; others wait in their store's heap
+        self._failed_in: dict[Shard, set[str]] = {}
+        self._row: dict[str, int] = {}
         self.quarantined: dict[Shard, str] = {}
         self.blamed: dict[str, int] = {}  # times that a shard failed or ended its worker, by store
         self.closed: str | None = None
@@ -114,6 +122,7 @@ class Schedule:
         """A worker is there."""
         assert worker not in self._hands, worker
         self._hands[worker] = deque()
+        self._row[worker] = 0
 
     def deal(self, worker: str, seconds_left: float | None = None) -> Shard | None:
         """The next shard for a worker, to be handed over at once; None where it shall get none now.
@@ -128,11 +137,14 @@ class Schedule:
             return None
         if len(hand) >= self._ahead or (hand and self._queued <= len(self._hands)):
             return None
-        if hand and hand[-1] in self._suspects:
+        if (hand and hand[-1] in self._suspects) or (self._sick(worker) and not all(map(self._sick, self._hands))):
             return None
         left = None if seconds_left is None else seconds_left - sum(self._slow_s(other) for other in hand)
-        shard = None if hand else self._next_suspect(left)
-        if shard is None:
+        again = (shard for shard in self._again if self._suits(worker, shard) and self._fits(shard, left))
+        shard = next((shard for shard in again if not (hand and shard in self._suspects)), None)
+        if shard is not None:
+            self._again.remove(shard)
+        else:
             first = (queue[0][2] for queue in self._waiting.values() if queue)
             fitting = (shard for shard in first if self._fits(shard, left))
             shard = max(fitting, key=lambda shard: self.durations.expected_s(shard.store, shard.images), default=None)
@@ -143,12 +155,6 @@ class Schedule:
         hand.append(shard)
         return shard
 
-    def _next_suspect(self, left: float | None) -> Shard | None:
-        shard = next((shard for shard in self._alone if self._fits(shard, left)), None)
-        if shard is not None:
-            self._alone.remove(shard)
-        return shard
-
     def _fits(self, shard: Shard, left: float | None) -> bool:
         return left is None or self._slow_s(shard) <= left
 
@@ -157,8 +163,10 @@ class Schedule:
         self._hands[worker].remove(shard)
         self._done += 1
         self._left -= 1
+        self._row[worker] = 0
         self._ends.pop(shard, None)
         self._suspects.discard(shard)
+        self._failed_in.pop(shard, None)
         self.durations.measured(shard.store, shard.images, seconds)
 
     def returned(self, worker: str, shard: Shard) -> None:
@@ -169,11 +177,14 @@ class Schedule:
     def failed(self, worker: str, shard: Shard, reason: str) -> None:
         """A shard could not be computed; its worker lives on."""
         self._hands[worker].remove(shard)
+        self._row[worker] += 1
+        self._failed_in.setdefault(shard, set()).add(worker)
         self._blame(shard, reason)
 
     def leave(self, worker: str, reason: str) -> None:
         """A worker is gone: what it held alone is blamed; of several, all are suspect and the first is blamed."""
         hand = self._hands.pop(worker, None)
+        self._row.pop(worker, None)
         if not hand:
             return
         self._suspects.update(hand)
@@ -187,15 +198,23 @@ class Schedule:
 
     def unfinished(self) -> Iterable[Shard]:
         """Shards that are neither done nor quarantined, sorted."""
-        waiting = [entry[2] for queue in self._waiting.values() for entry in queue]
-        return sorted([*waiting, *self._alone, *(shard for hand in self._hands.values() for shard in hand)])
+        waiting = [*self._again, *(entry[2] for queue in self._waiting.values() for entry in queue)]
+        return sorted([*waiting, *(shard for hand in self._hands.values() for shard in hand)])
 
     def _slow_s(self, shard: Shard) -> float:
         return self.durations.slow_s(shard.store, shard.images)
 
+    def _sick(self, worker: str) -> bool:
+        return self._row[worker] >= SICK
+
+    def _suits(self, worker: str, shard: Shard) -> bool:
+        """Whether a shard that failed may be tried by a worker: by all where there is none better to try it."""
+        tried = self._failed_in.get(shard, set())
+        return worker not in tried or all(other in tried or self._sick(other) for other in self._hands)
+
     def _queue(self, shard: Shard) -> None:
-        if shard in self._suspects:
-            self._alone.append(shard)
+        if shard in self._suspects or shard in self._failed_in:
+            self._again.append(shard)
         else:
             heapq.heappush(self._waiting[shard.store], _queued(shard))
         self._queued += 1
@@ -209,6 +228,7 @@ class Schedule:
             return
         del self._ends[shard]
         self._suspects.discard(shard)
+        self._failed_in.pop(shard, None)
         self._left -= 1
         self.quarantined[shard] = reason
         if not self._done and len(self.quarantined) >= HOPELESS:

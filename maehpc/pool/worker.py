@@ -33,12 +33,13 @@ class Computed:
 class Computer(Protocol):
     """Computes shards, one at a time. It is made in the worker's own process and keeps what it has loaded."""
 
-    def compute(self, shard: Shard, stop: Stop) -> Computed:
+    def compute(self, shard: Shard, stop: Stop, again: bool) -> Computed:
         """Computes one shard.
 
         Args:
             shard: which.
             stop: looked at on the way.
+            again: whether it has failed before, here or elsewhere.
 
         Raises:
             MaehpcError: what would befall any other shard and worker too.
@@ -103,13 +104,14 @@ class Answer:
     warnings: tuple[str, ...] = ()
 
 
-def answer(computer: Computer, shard: Shard, stop: Stop, turns: Turns, number: int) -> Answer:
+def answer(computer: Computer, shard: Shard, stop: Stop, again: bool, turns: Turns, number: int) -> Answer:
     """Computes and writes a shard and tells how that went; whatever it raises is told, not raised.
 
     Args:
         computer: of this process.
         shard: to compute.
         stop: looked at on the way.
+        again: whether the shard has failed before.
         turns: of this process: while a thread writes its shard, the next one computes.
         number: of the turn.
     """
@@ -123,7 +125,7 @@ def answer(computer: Computer, shard: Shard, stop: Stop, turns: Turns, number: i
             begun = time.perf_counter()
             if stop.reason is not None:
                 return after("returned", stop.reason)
-            computed = computer.compute(shard, stop)
+            computed = computer.compute(shard, stop, again)
         computed.write()
         return after("done", warnings=computed.warnings)
     except Interrupted as error:

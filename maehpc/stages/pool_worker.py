@@ -22,7 +22,7 @@ from maehpc.pool.worker import Computed, Spec
 from maehpc.progress import Silent
 from maehpc.recipes import Recipe
 from maehpc.stages.context import Context
-from maehpc.stages.explanations import Prepared, prepared
+from maehpc.stages.explanations import NAME, Prepared, prepared
 
 KEPT = 2
 """Data sets whose model and images a worker keeps: the schedule leaves one for another and seldom comes back."""
@@ -106,10 +106,15 @@ class Explaining:
     def __post_init__(self) -> None:
         self._kept: dict[str, tuple[Prepared, MapStore, ExitStack]] = {}
 
-    def compute(self, shard: Shard, stop: Stop) -> Computed:
-        """Computes one shard; see `maehpc.pool.worker.Computer`."""
+    def compute(self, shard: Shard, stop: Stop, again: bool) -> Computed:
+        """Computes one shard; see `maehpc.pool.worker.Computer`.
+
+        A worker that finds no memory gives the shard back, for another may have what the same bytes need. Passes are
+        shortened for a shard that comes again, and from then on wherever they must be.
+        """
         torch.set_num_threads(self.threads)  # of this thread: OpenMP keeps the number thread by thread
         ready, store = self._ready(shard.store)
+        ready.explainer.shortens |= again
         warnings: list[str] = []
         arrays = ready.compute(store.images(shard.number), stop, lambda images: None, warnings.append)
         return Computed(partial(store.write_shard, shard.number, arrays), tuple(warnings))
@@ -122,7 +127,8 @@ class Explaining:
             name = dataset_name(target.dataset)
             with ExitStack() as until_forgotten:
                 ready = until_forgotten.enter_context(prepared(target.context, target.dataset))
-                ready = replace(ready, label=f"explain {label}")
+                ready = replace(ready, label=f"{NAME} {label}")
+                ready.explainer.shortens = False
                 ledger = target.context.experiment.ledger(name)
                 store = MapStore.open(target.context.experiment.maps(name), ledger, Owner(ledger, target.attempt))
                 self._kept[label] = ready, store, until_forgotten.pop_all()

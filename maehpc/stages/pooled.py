@@ -8,13 +8,13 @@ meets its first shard of it and keeps it, so that a model is loaded once a worke
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from maehpc.errors import Interrupted, RunError
+from maehpc.errors import Interrupted, MaehpcError, RunError
 from maehpc.experiment import Experiment
 from maehpc.maps import MapStore
 from maehpc.pool import Done, Ended, Event, Failed, Left, Returned, Schedule, Shard, Work, drive
@@ -77,11 +77,21 @@ def explain_pooled(contexts: Sequence[Context], fleet: Fleet) -> list[Records]:
                     stores[label], targets[label] = store, Target(context, dataset, store.owner.attempt)
                     work[label] = Work(tuple(Shard(label, shard, len(store.images(shard))) for shard in missing))
         if work:
-            ended = _driven(targets, stores, Schedule(work), fleet)
-            for store in stores.values():
-                store.tidy()  # workers are gone now, and some may have been killed while they wrote
+            try:
+                ended = _driven(targets, stores, Schedule(work), fleet)
+            except MaehpcError:
+                with suppress(MaehpcError):  # what went wrong first is what the user must hear
+                    _tidy(stores)
+                raise
+            _tidy(stores)
             _raise_unless_whole(ended)
     return records
+
+
+def _tidy(stores: Mapping[str, MapStore]) -> None:
+    """Workers are gone now, and some may have been killed while they wrote."""
+    for store in stores.values():
+        store.tidy()
 
 
 def _driven(targets: Mapping[str, Target], stores: Mapping[str, MapStore], schedule: Schedule, fleet: Fleet) -> Ended:

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import Outcome, Run
+from pool_runs import finished, place
 
 from maehpc.cli.main import main
+
+__all__ = ["finished", "place"]
 
 
 @pytest.fixture

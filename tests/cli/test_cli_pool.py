@@ -9,116 +9,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from command_line import Run
-from tiny import SETTINGS
+from pool_runs import ALONE, POOLED, command, events, kill_one, named, running, stored, whole
 
 from maehpc.files import partial_name
-from maehpc.recipes import load_recipe, recipe_yaml
 from maehpc.stages.verify import verify_results
 
 pytestmark = pytest.mark.slow
-
-ALONE = ("run", "explain", "--name", "tiny")
-POOLED = (*ALONE, "--workers", "2")
-
-
-def command(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "maehpc", *words], capture_output=True, text=True, timeout=200, cwd=place, check=False
-    )
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which one process has computed everything: 60 shards, long enough to be killed within."""
-    place = tmp_path_factory.mktemp("pool")
-    explain = {**SETTINGS["explain"], "images": 240, "sensitivity": {"samples": 40}, "maps": {"shard_images": 4}}
-    recipe = place / "tiny.yaml"
-    recipe.write_text(recipe_yaml(load_recipe(None, settings={**SETTINGS, "explain": explain})))
-    done = command(place, "run", "pipeline", "--recipe", str(recipe), "--name", "tiny", "--threads", "1")
-    assert done.returncode == 0, done.stderr
-    return place
-
-
-@pytest.fixture
-def place(finished: Path, tmp_path: Path) -> Path:
-    """A copy in which nothing is explained yet."""
-    shutil.copytree(finished / "results", tmp_path / "results")
-    for folder in ("maps", "ledger", "report"):
-        shutil.rmtree(tmp_path / "results" / "tiny" / folder)
-    return tmp_path
-
-
-def stored(place: Path, experiment: str = "tiny") -> dict[str, bytes]:
-    root = place / "results" / experiment / "maps"
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
-@contextmanager
-def running(place: Path, shards: int) -> Iterator[subprocess.Popen[str]]:
-    """A pooled run that has itself finished so many shards; whatever it started has ended when the block is left."""
-    records = place / "results" / "tiny" / "ledger" / "digits"
-    earlier = len(list(records.glob("shard-*.json")))
-    words = [sys.executable, "-m", "maehpc", *POOLED]
-    with subprocess.Popen(words, cwd=place, stderr=subprocess.PIPE, text=True) as process:
-        below: list[psutil.Process] = []
-        try:
-            deadline = time.monotonic() + 120
-            while len(list(records.glob("shard-*.json"))) < earlier + shards:
-                assert process.poll() is None, process.stderr and process.stderr.read()
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            below = psutil.Process(process.pid).children(recursive=True)
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-            _, alive = psutil.wait_procs(below, timeout=30)
-            left = [one.pid for one in alive if one.status() != psutil.STATUS_ZOMBIE]
-    assert not left
-
-
-def named(title: str) -> Callable[[psutil.Process], bool]:
-    def found(process: psutil.Process) -> bool:
-        with suppress(psutil.Error):  # it has ended meanwhile
-            return any(title in word for word in process.cmdline()[:5])
-        return False
-
-    return found
-
-
-def kill_one(below: psutil.Process, wanted: Callable[[psutil.Process], bool]) -> None:
-    for process in below.children(recursive=True):
-        if wanted(process):
-            process.kill()
-            return
-    raise AssertionError("there is no such process")
-
-
-def whole(place: Path, finished: Path) -> None:
-    found, wanted = stored(place), stored(finished)
-    assert sorted(found) == sorted(wanted)
-    assert [name for name in wanted if found[name] != wanted[name]] == []
-    assert verify_results(place / "results").problems == []
 
 
 def test_two_workers_write_the_bytes_of_one_process(place: Path, finished: Path) -> None:
     done = command(place, *POOLED)
     assert done.returncode == 0, done.stderr
     whole(place, finished)
-    events = [json.loads(line) for line in (place / "results/tiny/pool.jsonl").read_text().splitlines()]
-    assert (events[0]["event"], events[-1]["event"]) == ("begun", "over")
-    assert events[-1].items() >= {"reason": None, "unfinished": 0, "quarantined": 0}.items()
-    done = [event for event in events if event["event"] == "done"]
+    seen = events(place)
+    assert (seen[0]["event"], seen[-1]["event"]) == ("begun", "over")
+    assert seen[-1].items() >= {"reason": None, "unfinished": 0, "quarantined": 0}.items()
+    done = [event for event in seen if event["event"] == "done"]
     assert sorted(event["shard"] for event in done) == list(range(60))
-    assert {event["worker"] for event in done} <= {event["worker"] for event in events if event["event"] == "joined"}
+    assert {event["worker"] for event in done} <= {event["worker"] for event in seen if event["event"] == "joined"}
     again = command(place, *POOLED)
     assert again.returncode == 0 and "already done" in again.stderr
 
@@ -176,11 +91,6 @@ def test_a_shard_that_the_disk_refuses_ends_the_run(place: Path, finished: Path)
     obstacle.rmdir()
     assert command(place, *POOLED).returncode == 0
     whole(place, finished)
-
-
-def events(place: Path, experiment: str = "tiny") -> list[dict[str, Any]]:
-    lines = (place / "results" / experiment / "pool.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def joined(place: Path) -> list[dict[str, Any]]:

@@ -27,9 +27,9 @@ class Troubled:
     fatal: tuple[int, ...]
     slow: tuple[int, ...]
 
-    def compute(self, shard: Shard, stop: Stop) -> Computed:
+    def compute(self, shard: Shard, stop: Stop, again: bool) -> Computed:
         with Path(self.book).open("a") as book:
-            book.write(f"{shard.number} {os.getpid()} {time.monotonic()}\n")
+            book.write(f"{shard.number} {os.getpid()} {again} {time.monotonic()}\n")
         if shard.number in self.deadly:
             time.sleep(0.3)  # until the word about the shard before has gone out
             ctypes.string_at(0)  # in this very thread; a signal sent might end it too late

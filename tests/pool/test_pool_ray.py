@@ -6,11 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +26,7 @@ from maehpc.pool.crew import ClusterLostError, RayCrew
 from maehpc.pool.host import marked
 from maehpc.pool.worker import Spec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
 
 HERE = Path(__file__).parent
 
@@ -36,27 +35,6 @@ HERE = Path(__file__).parent
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers find this folder's computers."""
     monkeypatch.setenv("PYTHONPATH", f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every process below this one that a test began has ended, and Ray's folder is gone."""
-    root = tempfile.mkdtemp(prefix="p", dir="/tmp")  # short, for the sockets in it; other tests may have theirs beside
-    monkeypatch.setattr(tempfile, "tempdir", root)
-
-    def ours() -> set[int]:
-        return {child.pid for child in psutil.Process().children(recursive=True)}
-
-    before = ours()
-    yield
-    deadline = time.monotonic() + 20
-    while ours() - before and time.monotonic() < deadline:
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        time.sleep(0.1)
-    assert not ours() - before
-    Path(root).rmdir()
 
 
 class Pool:
@@ -106,7 +84,7 @@ def test_a_shard_is_written_while_the_next_is_computed_and_none_computed_beside_
     pool = Pool(tmp_path, 8, workers=1, seconds=0.4, slow=range(8))
     pool.run()
     assert pool.done() == Counter(range(8))
-    begun = {int(number): float(at) for number, _, at in map(str.split, pool.book.read_text().splitlines())}
+    begun = {int(number): float(at) for number, _, _, at in map(str.split, pool.book.read_text().splitlines())}
     lines = pool.book.with_suffix(".written").read_text().splitlines()
     written = {int(number): float(at) for number, at in map(str.split, lines)}
     order = sorted(begun, key=begun.__getitem__)

@@ -102,6 +102,51 @@ def test_a_shard_that_ends_well_is_forgiven() -> None:
     assert schedule.over and not schedule.quarantined
 
 
+def test_a_shard_that_failed_goes_elsewhere_next() -> None:
+    schedule = Schedule({"store": Work(shards("store", 4))})
+    schedule.join("a")
+    schedule.join("b")
+    first = schedule.deal("a")
+    assert first is not None
+    schedule.failed("a", first, "no memory")
+    assert schedule.deal("a") != first, "there is another to try it"
+    assert schedule.deal("b") == first, "before all others"
+    schedule.failed("b", first, "no memory")
+    assert schedule.deal("b") == first, "both have tried it"
+
+
+def test_a_worker_that_only_fails_gets_nothing_while_others_do_better() -> None:
+    schedule = Schedule({"store": Work(shards("store", 100))})
+    schedule.join("sick")
+    schedule.join("well")
+    failures = 0
+    while (shard := schedule.deal("sick")) is not None:
+        schedule.failed("sick", shard, "no memory")
+        failures += 1
+    assert failures == 3
+    while (shard := schedule.deal("well")) is not None:
+        schedule.done("well", shard, 1.0)
+    assert schedule.over and not schedule.quarantined
+
+
+def test_a_worker_that_only_fails_goes_on_where_it_is_the_last() -> None:
+    schedule = Schedule({"store": Work(shards("store", 9))})
+    schedule.join("sick")
+    schedule.join("well")
+    done = schedule.deal("well")
+    assert done is not None
+    schedule.done("well", done, 1.0)
+    for _ in range(3):
+        shard = schedule.deal("sick")
+        assert shard is not None
+        schedule.failed("sick", shard, "no memory")
+    assert schedule.deal("sick") is None
+    schedule.leave("well", "died")
+    while (shard := schedule.deal("sick")) is not None:
+        schedule.done("sick", shard, 1.0)
+    assert schedule.over and not schedule.quarantined
+
+
 def test_a_shard_that_would_not_be_done_in_time_is_not_dealt() -> None:
     schedule = Schedule({"store": Work(shards("store", 50))})
     schedule.join("a")
@@ -187,6 +232,8 @@ class Disorder(RuleBasedStateMachine):
         self.hands: dict[str, list[Shard]] = {}
         self.done: Counter[Shard] = Counter()
         self.ends: Counter[Shard] = Counter()
+        self.failed_in: dict[Shard, set[str]] = {shard: set() for shard in self.all}
+        self.row: Counter[str] = Counter()
         self.names = 0
         self.suspects: set[Shard] = set()
 
@@ -210,7 +257,18 @@ class Disorder(RuleBasedStateMachine):
             assert not self.suspects & {shard, *self.hands[worker]} or not self.hands[worker], "a suspect is alone"
             self.hands[worker].append(shard)
         elif not self.hands[worker] and self.schedule.closed is None:
-            assert not self.schedule.waiting, "an idle worker gets what there is"
+            assert all(self.better_elsewhere(worker, shard) for shard in self.waiting()), "what waits goes to the idle"
+
+    def waiting(self) -> list[Shard]:
+        held = {shard for hand in self.hands.values() for shard in hand}
+        return [shard for shard in self.schedule.unfinished() if shard not in held]
+
+    def better_elsewhere(self, worker: str, shard: Shard) -> bool:
+        """Whether another worker fails less, or has not failed this very shard."""
+        healthy = {other for other in self.hands if self.row[other] < 3}
+        if worker not in healthy and healthy:
+            return True
+        return worker in self.failed_in[shard] and bool((healthy or set(self.hands)) - self.failed_in[shard])
 
     @precondition(lambda self: any(self.hands.values()))
     @rule(data=st.data(), seconds=st.floats(0.01, 10))
@@ -220,6 +278,7 @@ class Disorder(RuleBasedStateMachine):
         self.done[shard] += 1
         self.ends.pop(shard, None)
         self.suspects.discard(shard)
+        self.row[worker] = 0
         self.schedule.done(worker, shard, seconds)
 
     @precondition(lambda self: any(self.hands.values()))
@@ -229,6 +288,8 @@ class Disorder(RuleBasedStateMachine):
         shard = self.hands[worker].pop(0)
         if how == "failed":
             self.ends[shard] += 1
+            self.row[worker] += 1
+            self.failed_in[shard].add(worker)
             self.schedule.failed(worker, shard, "failed")
         else:
             self.schedule.returned(worker, shard)

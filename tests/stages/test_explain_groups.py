@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tiny import in_child, wait_for
 
 from maehpc.data import PackInfo, Preprocess
+from maehpc.devices import is_out_of_memory
 from maehpc.explain import Explainer, NoiseKey
 from maehpc.models import build_classifier
 from maehpc.recipes import AdapterSettings, DataSettings, EncoderSettings, ExplainSettings
@@ -62,6 +63,30 @@ def explained(made: Explainer) -> dict[str, torch.Tensor]:
     return {**found.maps, **{f"{name}_sensitivity": values for name, values in found.sensitivity.items()}}
 
 
+def limit_memory(mebibytes: int) -> None:
+    """What this process may take beyond what it has."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (mebibytes << 20), resource.RLIM_INFINITY))
+
+
+def test_where_passes_must_stay_as_long_the_lack_of_memory_is_told() -> None:
+    def work() -> None:
+        torch.set_num_threads(1)
+        made = explainer(rows=128)
+        made.shortens = False
+        limit_memory(150)
+        try:
+            explained(made)
+        except (RuntimeError, MemoryError) as error:
+            assert is_out_of_memory(error), error
+        else:
+            raise AssertionError("there was memory enough")
+        assert not made.take_warnings() and made._rows == 128
+
+    sys.stderr.flush()
+    assert wait_for([in_child(work)]) == [0]
+
+
 @pytest.mark.slow
 def test_where_memory_runs_out_passes_become_shorter(tmp_path: Path) -> None:
     """A real limit of the address space; what is found differs from that without one by rounding alone."""
@@ -70,8 +95,7 @@ def test_where_memory_runs_out_passes_become_shorter(tmp_path: Path) -> None:
     def work() -> None:
         torch.set_num_threads(1)
         made = explainer(rows=128)
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + (150 << 20), resource.RLIM_INFINITY))
+        limit_memory(150)
         found = explained(made)
         warnings = made.take_warnings()
         assert warnings and "out of memory with 128 rows a pass: going on with 64" in warnings[0], warnings
