@@ -69,6 +69,21 @@ def test_a_dry_run_for_scripts(run: Run, tiny: str) -> None:
     assert told["estimate"]
 
 
+def test_experiments_that_are_explained_by_several_workers_are_one_job(run: Run, tiny: str) -> None:
+    words = ("explain", "--recipe", tiny, "--name", "one,two", "--array", "seed=0,1", "--cluster", "mini", "--dry-run")
+    several = run("submit", *words, "--nodes", "2", "-q")
+    assert several.code == 0, several.err
+    assert several.out.count("==> ") == 1 and "==> one-seed-0/0001-explain <==" in several.out
+    assert "One pool for 4 experiments: one-seed-1, two-seed-0, two-seed-1 too" in several.out
+    assert "#SBATCH --array" not in several.out
+    alone = run("submit", *words, "--nodes", "1", "--gpus-per-node", "1", "-q")
+    assert "#SBATCH --array=0-3" in alone.out
+    refused = run("submit", "finetune", "--recipe", tiny, "--name", "one,two", "--cluster", "mini", "--dry-run")
+    assert refused.code == 2 and "one experiment at a time" in refused.err
+    twice = run("submit", *words[:3], "--name", "one,one", "--cluster", "mini", "--dry-run")
+    assert twice.code == 2 and "named twice" in twice.err
+
+
 def test_a_dry_run_needs_no_slurm_no_heavy_library_and_less_than_a_second(tiny: str, tmp_path: Path) -> None:
     program = (
         "import sys, time; began = time.perf_counter()\n"

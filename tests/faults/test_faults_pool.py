@@ -35,27 +35,32 @@ def alone(mini: Any, place: Path) -> Study:
 def pooled(alone: Study, study: Callable[..., Study]) -> Callable[..., Study]:
     """Makes a study of two hosts in which all but the explanations is there."""
 
-    def make(**profile: Any) -> Study:
+    def make(also: str | None = None, **profile: Any) -> Study:
         one = study(settings=alone.settings, profile=profile)
         shutil.copytree(alone.results, one.results)
         for folder in ("maps", "ledger", "report"):
             shutil.rmtree(one.experiment.root / folder)
-        one.submit(stage="explain")
+        if also is None:
+            one.submit(stage="explain")
+        else:
+            shutil.copytree(one.experiment.root, one.results / also)
+            one.submit("--name", f"{one.name},{also}", stage="explain")
         return one
 
     return make
 
 
-def stored(study: Study) -> dict[str, bytes]:
-    root = study.experiment.root / "maps"
+def stored(study: Study, experiment: str) -> dict[str, bytes]:
+    root = study.results / experiment / "maps"
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def whole(found: Study, alone: Study) -> None:
+def whole(found: Study, alone: Study, *also: str) -> None:
     """Every byte is that of one process, and nothing is left running or lying about."""
-    ours, wanted = stored(found), stored(alone)
-    assert sorted(ours) == sorted(wanted)
-    assert [name for name in wanted if ours[name] != wanted[name]] == [], found.told()
+    for experiment in (found.name, *also):
+        ours, wanted = stored(found, experiment), stored(alone, alone.name)
+        assert sorted(ours) == sorted(wanted)
+        assert [name for name in wanted if ours[name] != wanted[name]] == [], found.told()
     assert found.maehpc("verify", str(found.results)).returncode == 0
     until(lambda: not processes(found), 30, lambda: f"left: {processes(found)}")
     assert not list(found.job.path.glob("rendezvous/*.token"))
@@ -100,8 +105,10 @@ def test_a_host_loses_power(pooled: Callable[..., Study], alone: Study, mini: An
     whole(one, alone)
 
 
-def test_the_raylets_of_a_host_and_of_the_head_die(pooled: Callable[..., Study], alone: Study) -> None:
-    one = pooled()
+def test_the_raylets_of_a_host_and_of_the_head_die_while_two_experiments_are_explained(
+    pooled: Callable[..., Study], alone: Study
+) -> None:
+    one = pooled(also="other")
     until(lambda: shards(one) >= 5, 200, one.told)
     raylets = {pid: words for pid, words in processes(one).items() if "raylet/raylet" in words}
     assert len(raylets) == 2
@@ -109,7 +116,7 @@ def test_the_raylets_of_a_host_and_of_the_head_die(pooled: Callable[..., Study],
     os.kill(min(raylets), signal.SIGKILL)
     one.completed()
     assert one.job.newest_attempt() == 2, one.told()
-    whole(one, alone)
+    whole(one, alone, "other")
 
 
 def test_sigterm_and_a_cancel(pooled: Callable[..., Study], alone: Study) -> None:
