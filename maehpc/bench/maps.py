@@ -33,6 +33,7 @@ from maehpc.maps.metadata import COMPRESSIONS, Compression
 from maehpc.ownership import own
 from maehpc.progress import Progress
 from maehpc.recipes import ExplainSettings
+from maehpc.report.gathered import Reader, gather
 from maehpc.stages.explanations import stored_arrays
 
 Arrays = dict[str, NDArray[Any]]
@@ -43,6 +44,9 @@ MAPS = ("saliency", "deeplift")
 ONE = "saliency"
 SHARDS_READ = 3
 """Shards that are read in a turn."""
+
+AGGREGATED = 200
+"""Shards whose scores are gathered."""
 
 CODECS: dict[str, Callable[[int], Any]] = {
     "zstd-1": lambda size: Zstd(1),
@@ -82,18 +86,19 @@ def run(progress: Progress, folder: Path, load: Load) -> Report:
     Returns:
         A report whose `results` has `write_over_numpy`, `write_over_numpy_one_array`, `write_over_zarr`,
         `write_bytes_per_second`, `compression`, `compression_ratio`, `compressions`, `codecs`,
-        `read_bytes_per_second`, `read_over_raw`, `deep_over_raw`, `resume_s`, `files`, `files_beside_shards`,
-        `shards`, `arrays`, `shard_bytes` and `load`.
+        `read_bytes_per_second`, `read_over_raw`, `deep_over_raw`, `aggregate_over_raw` (files not in memory),
+        `aggregate_over_raw_cached`, `aggregate_images_per_second`, `aggregate_again_images_per_second`, `resume_s`,
+        `files`, `files_beside_shards`, `shards`, `arrays`, `shard_bytes` and `load`.
     """
     around = surroundings(torch.device("cpu"))
     files.make_folder(folder)
-    with TemporaryDirectory(prefix=".maps-", dir=folder) as scratch, progress.bar("maps", 5, images=0) as bar:
+    with TemporaryDirectory(prefix=".maps-", dir=folder) as scratch, progress.bar("maps", 6, images=0) as bar:
         root = Path(scratch)
         arrays = explained_shard(load)
         bar.advance()
         parts: list[Part] = []
         results: dict[str, Any] = {}
-        for measure in (write_part, codec_part, read_part, resume_part):
+        for measure in (write_part, codec_part, read_part, aggregate_part, resume_part):
             part, found = measure(root, arrays, load)
             parts.append(part)
             results |= found
@@ -239,6 +244,63 @@ def read_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str, A
         Ratio("check over raw", results["deep_over_raw"], "what explain does before it goes on with a store"),
     )
     return Part("read", f"{len(shards)} shards, {size / 1e6:.0f} MB", figures, told), results
+
+
+def aggregate_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str, Any]]:
+    """Gathers the scores of shards for a report, beside reading their files one after the other, as they are."""
+    scores = {name: array for name, array in arrays.items() if array.ndim < 3}
+    count = AGGREGATED if load.images >= AGGREGATED * load.shard_images else 2 * load.repeats
+    layout = layout_of(scores, count * load.shard_images, load.shard_images)
+    with own(root / "scores-ledger") as owner:
+        store = MapStore.create(root / "scores", root / "scores-ledger", layout, {}, owner)
+        for shard in range(count):
+            store.write_shard(shard, scores)
+    paths = [store.path / name for shard in range(count) for name in layout.shard_files(shard)]
+    records = sorted((root / "scores-ledger").glob("shard-*"))
+    place = root / "gathered"
+    raw: dict[str, list[float]] = {"cold": [], "cached": []}
+    ours: dict[str, list[float]] = {"cold": [], "cached": []}
+    again = []
+    for _ in range(load.repeats):
+        for state in raw:
+            if state == "cold":
+                _forget(paths)
+            raw[state].append(_seconds(lambda: [path.read_bytes() for path in paths]))
+            shutil.rmtree(place, ignore_errors=True)
+            if state == "cold":
+                _forget([*paths, *records])
+            ours[state].append(_seconds(lambda: gather(store, list(scores), place, Reader(), _refuse)))
+        again.append(_seconds(lambda: gather(store, list(scores), place, Reader(), _refuse)))
+    images = layout.images
+    results = {
+        "aggregate_over_raw": _over(raw["cold"], ours["cold"]),
+        "aggregate_over_raw_cached": _over(raw["cached"], ours["cached"]),
+        "aggregate_images_per_second": images / statistics.median(ours["cold"]),
+        "aggregate_again_images_per_second": images / statistics.median(again),
+    }
+    figures = (
+        figure("scores gathered", "images/s", [images / seconds for seconds in ours["cold"]]),
+        figure("scores gathered, files in memory", "images/s", [images / seconds for seconds in ours["cached"]]),
+        figure("nothing new", "images/s", [images / seconds for seconds in again]),
+        figure("files read", "images/s", [images / seconds for seconds in raw["cold"]]),
+    )
+    told = (
+        Ratio("aggregate over raw", results["aggregate_over_raw"], "1 is the rate of reading the same files from disk"),
+        Ratio("the same, files in memory", results["aggregate_over_raw_cached"], "what checking and decoding costs"),
+    )
+    return Part("aggregate", f"{images} images, {len(paths)} files of scores", figures, told), results
+
+
+def _forget(paths: Sequence[Path]) -> None:
+    """Takes files out of the system's memory, as far as it lets go of them."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def _refuse(sentence: str) -> None:
+    raise AssertionError(sentence)
 
 
 def resume_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str, Any]]:

@@ -172,6 +172,7 @@ def explain(
     show_default=True,
     help="That a real worker waits for each.",
 )
+@click.option("--explain", is_flag=True, help="Also explain with one real worker and with all of them.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1024, show_default=True, help="Workers, one a GPU.")
 @click.option("--images", type=click.IntRange(min=1), default=10_000_000, show_default=True, help="In all stores.")
 @click.option("--stores", type=click.IntRange(min=1), default=12, show_default=True, help="Of unequal size and cost.")
@@ -206,6 +207,7 @@ def pool(
     workers: int,
     shards: int,
     shard_seconds: float,
+    explain: bool,
     gpus: int,
     images: int,
     stores: int,
@@ -236,7 +238,15 @@ def pool(
     set_verbosity(verbose)
     path = out or results / "benchmarks" / f"pool-{_time()}.json"
     if not simulate:
-        _told(run_real(reporter(quiet), workers, shards, shard_seconds, repeats), path, as_json)
+        progress = reporter(quiet)
+        found = run_real(progress, workers, shards, shard_seconds, repeats)
+        if explain:
+            from maehpc.bench.efficiency import Load as Explained
+            from maehpc.bench.efficiency import efficiency_part
+
+            part, more = efficiency_part(progress, path.parent, workers, Explained(), repeats)
+            found = replace(found, parts=(*found.parts, part), results={**found.results, **more})
+        _told(found, path, as_json)
         return
     if stores > images:
         raise InputError(f"--stores {stores}: there are no more than {images} images; choose fewer stores")

@@ -53,6 +53,8 @@ def test_the_report_has_its_keys_and_nothing_stays(arrays: dict[str, np.ndarray]
     assert record["files_beside_shards"] == 3 + len(arrays)  # the group, the coordinate's two, a description an array
     rates = ["write_bytes_per_second", "read_bytes_per_second", "read_over_raw", "deep_over_raw", "resume_s"]
     ratios = ["write_over_numpy", "write_over_numpy_one_array", "write_over_zarr"]
+    ratios += ["aggregate_over_raw", "aggregate_over_raw_cached"]
+    rates += ["aggregate_images_per_second", "aggregate_again_images_per_second"]
     assert all(record[key] > 0 for key in rates + ratios)
     assert record["compression"] == COMPRESSIONS[0] and list(record["compressions"]) == list(COMPRESSIONS)
     assert record["compression_ratio"] == record["compressions"][COMPRESSIONS[0]]["ratio"] <= 1

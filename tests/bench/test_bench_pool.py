@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maehpc.bench.efficiency import Load as Explained
+from maehpc.bench.efficiency import efficiency_part
 from maehpc.bench.pool import Load, run_real, run_simulated, simulate
 from maehpc.bench.simulated import Machines, SimulatedCrew
 from maehpc.errors import RunError
@@ -108,3 +112,13 @@ def test_real_workers_are_measured() -> None:
     assert 0 < record["overhead_seconds_per_shard"] < 1
     assert record["overhead_of_5s_shard"] == pytest.approx(record["overhead_seconds_per_shard"] / 5)
     assert 0 < record["bring_up_s"] < record["first_worker_s"] and record["end_s"] > 0
+
+
+@pytest.mark.slow
+def test_workers_explain_into_real_stores_and_nothing_stays(tmp_path: Path) -> None:
+    load = Explained(shards=3, shard_images=1, image_size=32, samples=1)
+    part, results = efficiency_part(Silent(), tmp_path, 2, load, repeats=1)
+    assert list(tmp_path.iterdir()) == []
+    assert 0 < results["efficiency_with_ends"] and 0 < results["efficiency"] < 2
+    one, both, _ = part.figures
+    assert results["efficiency"] == pytest.approx(both.median / (2 * one.median))
