@@ -114,7 +114,7 @@ def remove_partials(folder: Path, below: bool = False) -> None:
     for name, is_folder in found:
         if PARTIAL in name and is_partial(path := folder / name):
             with writing(path):
-                shutil.rmtree(path) if is_folder else path.unlink()
+                shutil.rmtree(path) if is_folder else path.unlink(missing_ok=True)
         elif below and is_folder:
             remove_partials(folder / name, below)
 

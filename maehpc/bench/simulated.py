@@ -106,6 +106,11 @@ class SimulatedCrew:
         self.own_s += time.perf_counter() - begun
         return found
 
+    @property
+    def expected(self) -> int:
+        """None: simulated workers do not fail shards, which is all that it matters to."""
+        return 0
+
     def seconds_left(self, worker: str) -> float | None:
         """Until the wall time is over."""
         limit = self._machines.wall_time_s

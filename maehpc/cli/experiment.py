@@ -142,7 +142,8 @@ def apart(words: Words) -> list[Words]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"--name {words.name}: {twice or 'nothing'} is named twice; name each once")
-    return [replace(words, name=name) for name in names]
+    # In one order, whoever names them: of two runs one then finds the first experiment in use, and not each another's.
+    return [replace(words, name=name) for name in sorted(names)]
 
 
 def settle(

@@ -171,5 +171,5 @@ def _join(experiment: Experiment, stage: str, device: torch.device, workers: int
         raise InputError(f"--join: {stage} has no pool of workers; leave the option out")
     stop = Stop()
     take_signals(stop)
-    join_pool(experiment, workers, gpus_each(device, workers), stop, progress.say)
+    join_pool(experiment, workers, gpus_each(device, workers), device.type, stop, progress.say)
     progress.say("the pool is over" if stop.reason is None else "left the pool, which goes on")

@@ -141,6 +141,8 @@ def _request(
     packs = (packs or (Path(profile.packs).expanduser() if profile.packs else results / "packs")).absolute()
     jobs, ids = _after(after, results, profile.kind)
     members = _members(Words(**words), array, results, packs, progress)
+    if words["stage"] == EXPLAIN:
+        members.sort(key=lambda member: member.experiment.root.name)  # the job is the first one's, in whatever order
     together = words["stage"] == EXPLAIN and pools(profile)  # a sweep is one pool there, and elsewhere a job each
     request = Request(
         stage=words["stage"],

@@ -214,7 +214,9 @@ def serve(job: JobFolder, record: JobRecord, seat: Seat, attempt: int, stop: Sto
     secret = _token_path(job, attempt)
 
     def over() -> bool:
-        return ended() or not secret.exists()  # which lies there as long as the cluster is wanted
+        with suppress(OSError):  # a file system that stumbles: the next look tells
+            return ended() or not secret.exists()  # which lies there as long as the cluster is wanted
+        return False
 
     interface = _interface(profile)
     futile = 0

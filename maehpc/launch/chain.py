@@ -20,7 +20,7 @@ from maehpc import files
 from maehpc.errors import InputError
 from maehpc.experiment import Experiment
 from maehpc.launch import submission
-from maehpc.launch.plan import Request, Step, check_request, steps_of
+from maehpc.launch.plan import EXPLAIN, Request, Step, check_request, steps_of
 from maehpc.launch.profile import SlurmProfile
 from maehpc.launch.record import Accepted, ArrayMember, JobFolder, JobRecord, Submission, jobs_of
 from maehpc.launch.snapshot import Snapshot, discard_snapshot, take_snapshot
@@ -68,6 +68,7 @@ def _matches(request: Request, steps: Sequence[Step]) -> list[_Match]:
         RunError: the scheduler cannot be asked.
     """
     matches: list[_Match] = []
+    _refuse_other_pools(request)
     for number, step in enumerate(steps):
         if number == 0:
             planned = [_after_request(request, record) for record in step.records]
@@ -79,6 +80,33 @@ def _matches(request: Request, steps: Sequence[Step]) -> list[_Match]:
     if not any(match.kind in ("going", "unsubmitted") for match in matches):
         return [_Match("new") for _ in matches]  # what is done is found by the stages themselves
     return matches
+
+
+def _refuse_other_pools(request: Request) -> None:
+    """Looks for jobs that explain one of the experiments beside another's, and for those of experiments beside ours.
+
+    Raises:
+        InputError: one is at work, or waits.
+    """
+    if request.stage != EXPLAIN:
+        return
+    first = {member.experiment.root.name for member in request.members}
+    ours = {one.experiment.root.name: set(one.recipe.datasets) for one in (*request.members, *request.also)}
+    for path in sorted(request.results.glob(f"*/jobs/*-{EXPLAIN}")):
+        job = JobFolder(path)
+        try:
+            record = job.record()
+        except InputError:  # a client is about to write it, or did not come to that
+            continue
+        if record.experiment in first:
+            continue  # looked at as the same job, or another
+        theirs = {record.experiment: record.recipe, **record.also}
+        name = next((name for name in theirs if ours.get(name, set()) & set(theirs[name]["datasets"])), None)
+        if name is not None and submission.recover(job) is not None and submission.still_going(job):
+            raise InputError(
+                f"{job.label} explains {name} already; wait for it, end it with `maehpc cancel {job.label}`, or leave "
+                f"{name} out"
+            )
 
 
 def _after(record: JobRecord, job: JobFolder) -> JobRecord:
@@ -146,6 +174,8 @@ def _difference(there: JobRecord, planned: JobRecord) -> str | None:
     """The first thing in which two records are different jobs; None where they are the same."""
     if there.code_digest != planned.code_digest:
         return "the code has changed since"
+    if set(there.also) != set(planned.also):
+        return f"it explains {', '.join([there.experiment, *there.also])}"
     return _first(there.model_dump(mode="json"), planned.model_dump(mode="json"), "")
 
 

@@ -124,8 +124,8 @@ def join(head: Head, cpus: int, gpus: int, address: str, over: Callable[[], bool
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def places() -> int:
-    """Workers that fit on the cluster that this process is connected to, those that are there included.
+def places(gpus: int) -> int:
+    """Workers with so many GPUs that fit on the cluster of this process, those that are there included.
 
     0 where the cluster does not answer: its end is told elsewhere.
     """
@@ -133,7 +133,8 @@ def places() -> int:
 
     resources: Any = ray.cluster_resources
     try:
-        return int(resources().get("CPU", 0))
+        found = resources()
+        return int(min([found.get("CPU", 0), *([found.get("GPU", 0) / gpus] if gpus else [])]))
     except (RuntimeError, OSError, ray.exceptions.RayError):
         return 0
 
@@ -230,7 +231,8 @@ def _await_head(address: str, head: subprocess.Popen[bytes]) -> None:
 def end(process: subprocess.Popen[bytes], mark: str) -> None:
     """Ends a host of a cluster and all that it started."""
     if process.stdin is not None:
-        process.stdin.close()
+        with suppress(OSError):  # it has ended before it read all that it was told
+            process.stdin.close()
     try:
         process.wait(END_WITHIN_S)
     except subprocess.TimeoutExpired:

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from maehpc.errors import RunError
@@ -105,7 +106,8 @@ class RayCrew:
         self._cluster_lost = lost
         self._seconds_left = seconds_left
         self._left = left
-        self._room = Asked(places, COUNT_S)
+        self._room = Asked(partial(places, gpus), COUNT_S)
+        self._most_room = workers
         self._births: list[tuple[float, Any]] = []
         self._kind = self._ray.remote(
             num_cpus=1,
@@ -119,6 +121,7 @@ class RayCrew:
         self._refs: dict[Any, str] = {}
         self._failed: set[Shard] = set()
         self._named = 0
+        self._bore_at = time.monotonic()
         self._stillborn = 0
         self._last_death = ""
         self._stopped = False
@@ -139,6 +142,13 @@ class RayCrew:
         member.handed += 1
         member.calls[ref] = shard
         self._refs[ref] = worker
+
+    @property
+    def expected(self) -> int:
+        """Workers that are on their way; those that have not come for long are waited for no more."""
+        if time.monotonic() - self._bore_at > LATE_S:
+            return 0
+        return sum(member.pid is None for member in self._members.values()) + len(self._births)
 
     def seconds_left(self, worker: str) -> float | None:
         """Of all alike: the hosts are given back together."""
@@ -188,10 +198,13 @@ class RayCrew:
 
     def _welcome(self) -> None:
         """More workers where there is room for more."""
-        there = len(self._members) + len(self._births)
         room = self._room.newest()
-        if room is not None and not self._stopped:
-            for _ in range(min(room, self._left()) - there):
+        if room is None or self._stopped:
+            return
+        if room > self._most_room:  # a new place, whatever became of those that were tried in others
+            self._most_room, self._stillborn = room, 0
+        if self._stillborn < STILLBORN:
+            for _ in range(min(room, self._left()) - len(self._members) - len(self._births)):
                 self._bear()
 
     def _tell_of_late_ones(self) -> None:
@@ -246,6 +259,7 @@ class RayCrew:
 
     def _bear(self) -> None:
         self._named += 1
+        self._bore_at = time.monotonic()
         handle = self._kind.remote(self._spec)
         member = _Member(handle, handle.ready.remote())
         name = f"worker{self._named}"

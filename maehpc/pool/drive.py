@@ -69,6 +69,10 @@ class Crew(Protocol):
             RunError: there is no worker left and none will come.
         """
 
+    @property
+    def expected(self) -> int:
+        """Workers that are not there yet and are about to come."""
+
     def seconds_left(self, worker: str) -> float | None:
         """Until a worker has to end; None where it may take as long as it likes."""
 
@@ -124,6 +128,7 @@ def drive(
         if stop.reason is not None and schedule.closed is None:
             schedule.close(stop.reason)
             crew.stop(stop.reason)
+        schedule.expected = crew.expected
         # Those who hold something are asked again when it is done; those who hold nothing wait for what comes back.
         for worker in [*touched, *(idle if schedule.waiting else ())]:
             while (shard := schedule.deal(worker, crew.seconds_left(worker))) is not None:
@@ -133,7 +138,7 @@ def drive(
             else:
                 idle[worker] = None
         workers = schedule.workers
-        if schedule.waiting and workers and len(idle) == len(workers):
+        if schedule.waiting and workers and len(idle) == len(workers) and not schedule.expected:
             schedule.close(TIME_IS_SHORT)  # all hands are empty, and nobody takes anything
     unfinished = tuple(schedule.unfinished())
     return Ended(dict(schedule.quarantined), unfinished, schedule.closed if unfinished else None)

@@ -11,7 +11,7 @@ worker after the other.
 
 Where a shard fails and its worker lives on, either may be to blame: a worker that lacks memory fails at once, and would
 soon have failed all that waits. So such a shard goes elsewhere next, and a worker that only fails gets nothing while
-others do better.
+others do better, or are about to come.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ DEATHS = 3
 HOPELESS = 3
 """Shards given up, with none done, after which it is not the shards' fault: nothing more is dealt."""
 NONE_CAN_BE = "no shard at all could be computed"
+FAR_FROM_THE_END = 4
+"""Shards a worker that wait, above which a worker stays with its store."""
 SICK = 3
 """Shards in a row that a worker may fail before all others are preferred to it."""
 
@@ -90,9 +92,12 @@ class Schedule:
         self._again: list[Shard] = []  # suspects and those that have failed; others wait in their store's heap
         self._failed_in: dict[Shard, set[str]] = {}
         self._row: dict[str, int] = {}
+        self._last: dict[str, str] = {}  # the store that a worker was given a shard of last
         self.quarantined: dict[Shard, str] = {}
         self.blamed: dict[str, int] = {}  # times that a shard failed or ended its worker, by store
         self.closed: str | None = None
+        self.expected = 0
+        """Workers that are not there yet and are about to come; told by whoever knows."""
 
     @property
     def left(self) -> int:
@@ -137,7 +142,7 @@ class Schedule:
             return None
         if len(hand) >= self._ahead or (hand and self._queued <= len(self._hands)):
             return None
-        if (hand and hand[-1] in self._suspects) or (self._sick(worker) and not all(map(self._sick, self._hands))):
+        if (hand and hand[-1] in self._suspects) or (self._sick(worker) and self._better_than(worker)):
             return None
         left = None if seconds_left is None else seconds_left - sum(self._slow_s(other) for other in hand)
         again = (shard for shard in self._again if self._suits(worker, shard) and self._fits(shard, left))
@@ -146,14 +151,30 @@ class Schedule:
             self._again.remove(shard)
         else:
             first = (queue[0][2] for queue in self._waiting.values() if queue)
-            fitting = (shard for shard in first if self._fits(shard, left))
-            shard = max(fitting, key=lambda shard: self.durations.expected_s(shard.store, shard.images), default=None)
+            shard = self._longest([shard for shard in first if self._fits(shard, left)], self._last.get(worker))
             if shard is None:
                 return None
             heapq.heappop(self._waiting[shard.store])
         self._queued -= 1
+        self._last[worker] = shard.store
         hand.append(shard)
         return shard
+
+    def _longest(self, shards: list[Shard], store: str | None) -> Shard | None:
+        """The one that takes longest; but a worker stays with its store, whose model it has, while much waits and no
+        other's shards take much longer."""
+        if not shards:
+            return None
+        expected = {shard: self.durations.expected_s(shard.store, shard.images) for shard in shards}
+        longest = max(shards, key=expected.__getitem__)
+        if self._queued > FAR_FROM_THE_END * len(self._hands):
+            same = (shard for shard in shards if shard.store == store)
+            return next((shard for shard in same if expected[shard] >= expected[longest] / 2), longest)
+        return longest
+
+    def _better_than(self, worker: str) -> bool:
+        """Whether a worker is there, or about to come, that does not fail again and again."""
+        return self.expected > 0 or not all(map(self._sick, self._hands))
 
     def _fits(self, shard: Shard, left: float | None) -> bool:
         return left is None or self._slow_s(shard) <= left
@@ -185,6 +206,7 @@ class Schedule:
         """A worker is gone: what it held alone is blamed; of several, all are suspect and the first is blamed."""
         hand = self._hands.pop(worker, None)
         self._row.pop(worker, None)
+        self._last.pop(worker, None)
         if not hand:
             return
         self._suspects.update(hand)
@@ -210,7 +232,9 @@ class Schedule:
     def _suits(self, worker: str, shard: Shard) -> bool:
         """Whether a shard that failed may be tried by a worker: by all where there is none better to try it."""
         tried = self._failed_in.get(shard, set())
-        return worker not in tried or all(other in tried or self._sick(other) for other in self._hands)
+        if worker not in tried:
+            return True
+        return not self.expected and all(other in tried or self._sick(other) for other in self._hands)
 
     def _queue(self, shard: Shard) -> None:
         if shard in self._suspects or shard in self._failed_in:

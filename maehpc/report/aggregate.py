@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from maehpc import __version__, files, keys
-from maehpc.errors import InputError
+from maehpc.errors import InputError, RunError
 from maehpc.experiment import Experiment, find_experiments
 from maehpc.maps import MapStore
 from maehpc.ownership import turn
@@ -27,7 +27,7 @@ from maehpc.report.figures.curves import draw_curves
 from maehpc.report.figures.distributions import Distribution, draw_distributions
 from maehpc.report.figures.panels import draw_panels
 from maehpc.report.figures.reconstructions import draw_reconstructions
-from maehpc.report.gathered import remove_others
+from maehpc.report.gathered import UnwritableError, remove_others
 from maehpc.report.per_image import Append, per_image_tables
 from maehpc.report.records import SPLITS, Scored, Scores, read_curves, read_reconstructions, read_scored
 from maehpc.report.statistics import finite_values, summarise, summarise_metric, summarise_search
@@ -87,7 +87,10 @@ def aggregate(results: Path, out: Path | None = None, progress: Progress | None 
             for experiment in experiments:
                 relative = experiment.root.relative_to(results)
                 name = relative.as_posix() if relative.parts else experiment.root.resolve().name
-                _add_experiment(collected, name, experiment, append, progress)
+                try:
+                    _add_experiment(collected, name, experiment, append, progress)
+                except UnwritableError as error:
+                    raise RunError(str(error)) from error
                 bar.advance()
         remove_others(collected.gathered, collected.blocks)
         return _write(collected)
@@ -137,8 +140,9 @@ def _add_experiment(
         explained = None
         with collected.tolerating(identity.place):
             explained = _read_maps(collected, identity, experiment, progress)
+        older = (collected.gathered / identity.place).glob("block-*")  # what could not be read now may be tomorrow
+        collected.blocks += [path for path, _ in explained.gathered.blocks] if explained else older
         if explained:
-            collected.blocks += [path for path, _ in explained.gathered.blocks]
             append(name, dataset, explained)
             _add_sensitivity(collected, identity, explained, finetuned)
             _add_adversarial(collected, identity, explained)

@@ -75,11 +75,15 @@ def moments(column: Column) -> Moments:
         if not values.size:
             continue
         ours = float(np.mean(values))
-        deviations = float(np.square(values - ours).sum())
+        with np.errstate(invalid="ignore"):
+            deviations = float(np.square(values - ours).sum())
         if not count:
             count, mean, squares = values.size, ours, deviations
             continue
         total, apart = count + values.size, ours - mean
+        if not math.isfinite(apart):  # of infinite values the sum alone means something
+            count, mean, squares = total, mean + ours, math.nan
+            continue
         squares += deviations + apart * apart * count * values.size / total
         mean += apart * values.size / total
         count = total

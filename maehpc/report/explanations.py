@@ -136,7 +136,7 @@ def read_explained(
 
     Raises:
         InputError: the store was not written by explain.
-        RunError: a record cannot be read, or `folder` cannot be written.
+        UnwritableError: `folder` cannot be written.
     """
     attributes = read_attributes(store)
     gathered = gather(store, _score_arrays(store, attributes), folder, reader, missing, read)

@@ -8,11 +8,13 @@ checksum: one that is damaged counts as absent. All of it may be deleted at any 
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,10 @@ class Gathered:
         raise IndexError(place)
 
 
+class UnwritableError(Exception):
+    """The disk does not take a block. No kind of MaehpcError: what is wrong with results is told and passed over."""
+
+
 @dataclass(frozen=True)
 class _Stored:
     gathered: Gathered
@@ -102,7 +108,8 @@ class _Stored:
         return (self.gathered.reader.read(path, self.name) for path, _ in self.gathered.blocks)
 
 
-_DAMAGE = (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError)
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, struct.error, zipfile.BadZipFile)
+"""What a damaged archive is noticed by: a flipped bit may also say that it is encrypted, or of an unknown kind."""
 
 
 def gather(
@@ -124,7 +131,7 @@ def gather(
         read: told how many shards have been dealt with, all in all each once.
 
     Raises:
-        RunError: `folder` cannot be written.
+        UnwritableError: `folder` cannot be written.
     """
     reader.forget()
     layout = store.layout
@@ -135,8 +142,11 @@ def gather(
         for number, first in enumerate(range(0, layout.shards, each)):
             shards = range(first, min(first + each, layout.shards))
             path = folder / f"block-{number:05d}.npz"
-            stamps = zip(shards, readers.map(store.stamp, shards), strict=True)
-            wanted = {shard: bytes.fromhex(stamp) for shard, stamp in stamps if stamp is not None}
+            stamps = dict(zip(shards, readers.map(partial(_stamp, store), shards), strict=True))
+            for stamp in stamps.values():
+                if isinstance(stamp, MaehpcError):
+                    missing(str(stamp))
+            wanted = {shard: bytes.fromhex(stamp) for shard, stamp in stamps.items() if isinstance(stamp, str)}
             count = _brought_up_to_date(store, names, path, shards, wanted, readers, missing)
             if count:
                 blocks.append((path, count))
@@ -200,9 +210,19 @@ def _brought_up_to_date(
     for shard in parts:
         table[shard - shards.start] = np.frombuffer(wanted[shard], np.uint8)
     arrays = {name: np.concatenate([part[name] for part in parts.values()]) for name in [IMAGE, *names]}
-    with files.atomic_path(path) as partial, partial.open("wb") as handle:
-        np.savez(handle, **{_STAMPS: table}, **arrays)  # type: ignore[arg-type]
+    try:
+        with files.atomic_path(path) as temporary, temporary.open("wb") as handle:
+            np.savez(handle, **{_STAMPS: table}, **arrays)  # type: ignore[arg-type]
+    except RunError as error:
+        raise UnwritableError(str(error)) from error
     return len(arrays[IMAGE])
+
+
+def _stamp(store: MapStore, shard: int) -> str | MaehpcError | None:
+    try:
+        return store.stamp(shard)
+    except MaehpcError as error:
+        return error
 
 
 def _shard(store: MapStore, names: list[str], shard: int) -> Arrays | MaehpcError:

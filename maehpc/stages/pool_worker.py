@@ -50,19 +50,21 @@ def spec_of(targets: Mapping[str, Target], threads: int) -> Spec:
         targets: by the store's label in the pool.
         threads: CPU threads of a worker.
     """
-    contexts = {str(target.context.experiment.root): target.context for target in targets.values()}
+    contexts = {_root(target): target.context for target in targets.values()}
     first = next(iter(contexts.values()))
     arguments = {
         "recipes": {root: context.recipe.model_dump(mode="json") for root, context in contexts.items()},
-        "stores": {
-            label: [str(target.context.experiment.root), target.dataset, target.attempt]
-            for label, target in targets.items()
-        },
-        "packs": str(first.packs),
+        "stores": {label: [_root(target), target.dataset, target.attempt] for label, target in targets.items()},
+        "packs": str(first.packs.absolute()),
         "device": first.device.type,
         "threads": threads,
     }
     return Spec(f"{__name__}:computer", arguments)
+
+
+def _root(target: Target) -> str:
+    """The experiment's folder, also for workers that were begun elsewhere."""
+    return str(target.context.experiment.root.absolute())
 
 
 def computer(

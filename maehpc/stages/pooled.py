@@ -7,6 +7,7 @@ meets its first shard of it and keeps it, so that a model is loaded once a worke
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -31,6 +32,7 @@ from maehpc.stages.pool_worker import Target, spec_of
 if TYPE_CHECKING:
     from maehpc.pool.cluster import Head
 
+MANY_FILES = 8192
 _NAMED = 5
 """Shards that a sentence names."""
 
@@ -54,6 +56,7 @@ def explain_pooled(contexts: Sequence[Context], fleet: Fleet) -> list[Records]:
         Interrupted: somebody wanted to stop; shards that were not finished are computed again.
     """
     records: list[Records] = []
+    _allow_many_files()
     with ExitStack() as until_end:
         targets: dict[str, Target] = {}
         stores: dict[str, MapStore] = {}
@@ -85,7 +88,16 @@ def explain_pooled(contexts: Sequence[Context], fleet: Fleet) -> list[Records]:
                 raise
             _tidy(stores)
             _raise_unless_whole(ended)
+            _raise_if_undone(stores)
     return records
+
+
+def _allow_many_files() -> None:
+    """A sweep holds two locks an experiment, and the usual limit is a thousand files."""
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if most == resource.RLIM_INFINITY else min(most, MANY_FILES)
+    if least != resource.RLIM_INFINITY and least < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _tidy(stores: Mapping[str, MapStore]) -> None:
@@ -107,7 +119,7 @@ def _driven(targets: Mapping[str, Target], stores: Mapping[str, MapStore], sched
         heads: list[Head] = []
         lost = until_end.enter_context(fleet.cluster(heads.append))
         for experiment in {target.context.experiment: None for target in targets.values()}:
-            until_end.enter_context(announced(experiment, heads[0]))
+            until_end.enter_context(announced(experiment, heads[0], context.device.type))
         crew = RayCrew(
             spec_of(targets, fleet.threads),
             count,
@@ -189,6 +201,16 @@ class _Watch:
     def _tell_failures(self) -> None:
         for label, count in self._schedule.blamed.items():
             self._bars[label].advance(0, failures=count)
+
+
+def _raise_if_undone(stores: Mapping[str, MapStore]) -> None:
+    """A worker out of reach may have begun to write a shard again that another has recorded, and be gone now."""
+    for label, store in stores.items():
+        if undone := store.missing():
+            raise RunError(
+                f"{NAME} {label}: {len(undone)} shards that were recorded are not there any more, shard {undone[0]} "
+                "first; the same command computes them"
+            )
 
 
 def _raise_unless_whole(ended: Ended) -> None:

@@ -119,6 +119,6 @@ def test_workers_explain_into_real_stores_and_nothing_stays(tmp_path: Path) -> N
     load = Explained(shards=3, shard_images=1, image_size=32, samples=1)
     part, results = efficiency_part(Silent(), tmp_path, 2, load, repeats=1)
     assert list(tmp_path.iterdir()) == []
-    assert 0 < results["efficiency_with_ends"] and 0 < results["efficiency"] < 2
+    assert results["efficiency_with_ends"] > 0 and 0 < results["efficiency"] < 2
     one, both, _ = part.figures
     assert results["efficiency"] == pytest.approx(both.median / (2 * one.median))

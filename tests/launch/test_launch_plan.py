@@ -252,6 +252,25 @@ def test_other_data_sets_and_other_stages_are_not_in_the_way(folder: Path) -> No
     assert len(queued(folder)) == 3
 
 
+def test_an_experiment_that_a_pool_explains_is_not_submitted_again(folder: Path) -> None:
+    results = folder / "results"
+    study = request(results, stage="explain", profile={"nodes": 2})
+    other = replace(study.members[0], experiment=Experiment(results / "other"))
+    (pool,) = carry_out(replace(study, also=(other,)))
+    assert list(pool.job.record().also) == ["other"]
+    assert carry_out(replace(study, also=(other,)))[0].found
+    with pytest.raises(InputError, match="study/0001-explain explains other already"):
+        carry_out(replace(study, members=(other,)))
+    with pytest.raises(InputError, match="it explains study, other"):
+        carry_out(study)
+    third = replace(other, experiment=Experiment(results / "third"))
+    with pytest.raises(InputError, match="study/0001-explain explains other already"):
+        carry_out(replace(study, members=(third,), also=(other,)))
+    slurm.cancel([pool.accepted.job_id])
+    until(lambda: not still_going(pool.job))
+    assert not carry_out(replace(study, members=(other,)))[0].found
+
+
 def test_a_finished_job_is_no_reason_not_to_submit(folder: Path) -> None:
     (first,) = carry_out(request(folder / "results"))
     done(first.job, first.accepted.job_id)

@@ -20,6 +20,7 @@ class Crew:
         self.hands: dict[str, list[Shard]] = {worker: [] for worker in workers}
         self.handed: list[tuple[str, Shard]] = []
         self.left_s: float | None = None
+        self.expected = 0
         self.stopped: list[str] = []
         self.deadly: set[Shard] = set()
         self.broken: set[Shard] = set()

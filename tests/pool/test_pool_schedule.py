@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from maehpc.pool import Schedule, Shard, Work
-from maehpc.pool.schedule import NONE_CAN_BE
+from maehpc.pool.schedule import NONE_CAN_BE, SICK
 
 
 def shards(store: str, count: int, images: int = 8, last: int | None = None) -> tuple[Shard, ...]:
@@ -198,6 +199,50 @@ def test_nothing_is_dealt_once_closed() -> None:
     assert schedule.closed == "first" and schedule.deal("a") is None and not schedule.over
     schedule.done("a", shard, 1.0)
     assert schedule.over and [left.number for left in schedule.unfinished()] == [1, 2]
+
+
+def test_a_worker_that_only_fails_waits_for_those_that_are_about_to_come() -> None:
+    schedule = Schedule({"store": Work(shards("store", 50))})
+    schedule.expected = 3
+    schedule.join("sick")
+    for _ in range(SICK):
+        shard = schedule.deal("sick")
+        assert shard is not None
+        schedule.failed("sick", shard, "no memory")
+    assert schedule.deal("sick") is None and not schedule.quarantined and schedule.closed is None
+    schedule.join("healthy")
+    for _ in range(50):
+        shard = schedule.deal("healthy")
+        assert shard is not None
+        schedule.done("healthy", shard, 1.0)
+    assert schedule.over and not schedule.quarantined
+
+
+def test_where_nobody_else_will_come_the_only_worker_tries_on() -> None:
+    schedule = Schedule({"store": Work(shards("store", 5))})
+    schedule.join("a")
+    for _ in range(SICK):
+        shard = schedule.deal("a")
+        assert shard is not None
+        schedule.failed("a", shard, "no memory")
+    assert schedule.deal("a") is not None
+
+
+def test_a_worker_stays_with_its_store_while_much_waits() -> None:
+    stores = {f"store{place}": Work(shards(f"store{place}", 30)) for place in range(4)}
+    schedule = Schedule(stores)
+    for worker in ("a", "b"):
+        schedule.join(worker)
+    given: dict[str, list[str]] = {"a": [], "b": []}
+    for _ in range(60):
+        for worker in given:
+            shard = schedule.deal(worker)
+            if shard is not None:
+                given[worker].append(shard.store)
+                schedule.done(worker, shard, 1.0)
+    assert schedule.over
+    changes = sum(one != later for order in given.values() for one, later in pairwise(order))
+    assert changes <= 10, given
 
 
 @given(

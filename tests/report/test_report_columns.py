@@ -68,6 +68,12 @@ def test_moments_of_one_array_are_numpys_to_the_last_bit() -> None:
     assert columns.moments([values]).mean == values.mean()
 
 
+@given(arrays.arrays(np.float64, st.integers(1, 9), elements=st.sampled_from([0.0, 1.0, np.inf, -np.inf])), CUT)
+def test_infinite_values_have_numpys_mean_however_they_are_cut(values: np.ndarray, places: list[int]) -> None:
+    with np.errstate(invalid="ignore"):
+        assert columns.moments(cut(values, places)).mean == pytest.approx(values.mean(), nan_ok=True)
+
+
 @given(arrays.arrays(np.float64, st.integers(0, 60), elements=st.floats(-2, 2)), CUT)
 def test_histograms_and_extremes_are_numpys(values: np.ndarray, places: list[int]) -> None:
     edges = np.linspace(-1.0, 1.0, 9)

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from report_experiments import Study, explanations, write_explanations, write_maps
 
+from maehpc.errors import RunError
 from maehpc.experiment import Experiment
 from maehpc.maps import MapStore
 from maehpc.ownership import own
@@ -109,7 +110,9 @@ def test_a_damaged_block_is_gathered_again(tmp_path: Path, cut: bool) -> None:
     store, path = open_store(tmp_path), tmp_path / "gathered" / "block-00000.npz"
     gather(store, NAMES, path.parent, Reader(), refused)
     whole = path.read_bytes()
-    for place in range(0, len(whole), 7):
+    directory = whole.index(b"PK\x01\x02")
+    # Every bit of the zip archive's directory, and some of what it lists.
+    for place in [*range(0, directory, 7), *range(directory, len(whole))]:
         if cut:
             path.write_bytes(whole[:place])
         else:
@@ -119,6 +122,27 @@ def test_a_damaged_block_is_gathered_again(tmp_path: Path, cut: bool) -> None:
             (values,) = found.column(name)
             np.testing.assert_array_equal(values, arrays[name])
         path.write_bytes(whole)
+
+
+def test_a_full_disk_is_no_gap_in_the_results(tmp_path: Path) -> None:
+    write_explanations(tmp_path / "demo", Study())
+    blocked = tmp_path / "report" / ".gathered" / "demo" / "digits"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where a folder belongs")
+    with pytest.raises(RunError, match="digits"):
+        aggregate(tmp_path)
+
+
+def test_what_was_gathered_outlives_a_store_that_cannot_be_read_for_once(tmp_path: Path) -> None:
+    write_explanations(tmp_path / "demo", Study())
+    aggregate(tmp_path)
+    record = tmp_path / "demo/ledger/digits/store.json"
+    text = record.read_text()
+    record.write_text("{")
+    aggregate(tmp_path)
+    record.write_text(text)
+    flip_a_bit(tmp_path / SCORES / "c.1")  # would be told if it were read again
+    assert told(tmp_path) == []
 
 
 def test_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
