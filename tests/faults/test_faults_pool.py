@@ -108,7 +108,7 @@ def test_a_host_loses_power(pooled: Callable[..., Study], alone: Study, mini: An
 def test_the_raylets_of_a_host_and_of_the_head_die_while_two_experiments_are_explained(
     pooled: Callable[..., Study], alone: Study
 ) -> None:
-    one = pooled(also="other")
+    one = pooled(also="together")
     until(lambda: shards(one) >= 5, 200, one.told)
     raylets = {pid: words for pid, words in processes(one).items() if "raylet/raylet" in words}
     assert len(raylets) == 2
@@ -116,7 +116,7 @@ def test_the_raylets_of_a_host_and_of_the_head_die_while_two_experiments_are_exp
     os.kill(min(raylets), signal.SIGKILL)
     one.completed()
     assert one.job.newest_attempt() == 2, one.told()
-    whole(one, alone, "other")
+    whole(one, alone, "together")
 
 
 def test_sigterm_and_a_cancel(pooled: Callable[..., Study], alone: Study) -> None:
