@@ -6,8 +6,9 @@ shard of it and keeps it, so that a model is loaded once a worker.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,8 @@ def _driven(context: Context, spec: Spec, schedule: Schedule, watch: _Watch, fle
     from maehpc.pool.crew import ClusterLostError, RayCrew
 
     count = min(fleet.workers, schedule.left)
-    with fleet.cluster() as lost:
+    # Ray prints a paragraph about each death on standard output, which is for results; the watch says it in a sentence.
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), fleet.cluster() as lost:
         crew = RayCrew(spec, count, fleet.gpus, context.progress.warn, lost, fleet.seconds_left)
         try:
             return drive(schedule, crew, context.stop, watch.heard)
