@@ -56,6 +56,15 @@ def _create(files: _Files, layout: StoreLayout, name: str) -> zarr.Array[Any]:
     )
 
 
+def wake() -> None:
+    """Starts zarr's thread, which each later call hands its work to.
+
+    Where it cannot be started, for want of memory say, zarr raises once and then waits for ever for the one that never
+    ran; so processes that may get short of memory start it before they compute.
+    """
+    fixed_files(StoreLayout(1, 1, {}, {}))
+
+
 def fixed_files(layout: StoreLayout) -> dict[str, bytes]:
     """Every file of a store but its shards: the metadata and the image coordinate, by relative path."""
     files = _Files()

@@ -21,7 +21,7 @@ from maehpc.errors import InputError, Interrupted, MaehpcError, RunError
 from maehpc.experiment import Experiment
 from maehpc.explain.explainer import passes_that_fit
 from maehpc.interruption import Stop
-from maehpc.maps import MapStore
+from maehpc.maps import MapStore, codec
 from maehpc.ownership import Owner
 from maehpc.pool import Done, Ended, Event, Failed, Left, Schedule, Shard, Work, drive
 from maehpc.pool.schedule import NONE_CAN_BE
@@ -293,6 +293,7 @@ def computer(
         owners: attempt that owns each store.
     """
     torch.set_num_threads(threads)
+    codec.wake()
     context = Context(
         Experiment(Path(experiment)), Recipe.model_validate(recipe), choose_device(device), Path(packs), Silent()
     )
