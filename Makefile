@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-fast lint types install wheel clean cluster-up cluster-down cluster-status
+.PHONY: help demo test test-fast soak lint types install wheel clean cluster-up cluster-down cluster-status
 
 help:
 	@echo "make demo       the whole study on real images, in minutes, on this machine"
 	@echo "make test       lint, types and all tests"
 	@echo "make test-fast  lint, types and the quick tests"
+	@echo "make soak       random faults in a pool of workers for 20 minutes (MINUTES=, SEED=)"
 	@echo "make install    .venv alone"
 	@echo "make cluster-up a Slurm of four hosts on this machine, as root; cluster-down, cluster-status"
 
@@ -37,6 +38,10 @@ test: lint types
 
 test-fast: lint types
 	$(BIN)/pytest -m "not slow"
+
+MINUTES ?= 20
+soak: $(INSTALLED)
+	$(BIN)/python tests/soak/soak.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 wheel: $(INSTALLED)
 	$(BIN)/python -m build --wheel

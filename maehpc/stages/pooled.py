@@ -7,10 +7,12 @@ meets its first shard of it and keeps it, so that a model is loaded once a worke
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,6 +118,8 @@ def _driven(targets: Mapping[str, Target], stores: Mapping[str, MapStore], sched
     with ExitStack() as until_end:
         watch = _Watch(context, targets, stores, schedule, count)
         until_end.enter_context(watch.bars())
+        # Ray prints a paragraph about each death on standard output, which is for results; the watch says it in words.
+        until_end.enter_context(redirect_stdout(until_end.enter_context(Path(os.devnull).open("w"))))
         heads: list[Head] = []
         lost = until_end.enter_context(fleet.cluster(heads.append))
         for experiment in {target.context.experiment: None for target in targets.values()}:
