@@ -16,7 +16,7 @@ SOAK = Path(__file__).parents[1] / "soak" / "soak.py"
 
 # The driver is killed, then a worker in a store of which a shard was cut off, then Ray's head.
 def test_a_minute_of_random_faults(finished: Path, tmp_path: Path) -> None:
-    words = [sys.executable, str(SOAK), "--minutes", "0.7", "--seed", "3321", "--place", str(tmp_path / "soak")]
+    words = [sys.executable, str(SOAK), "--minutes", "0.4", "--seed", "3321", "--place", str(tmp_path / "soak")]
     words += ["--study", str(finished)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as soak:
         try:
