@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -95,6 +96,9 @@ class Ended:
     reason: str | None
 
 
+PATIENCE_S = 30.0
+"""Seconds that workers have to give back what they hold once the end is asked for; then they are left, and end with
+their cluster. What they compute is lost, and whatever they are writing is whole or not there."""
 TIME_IS_SHORT = "the wall time left is less than a shard takes"
 
 
@@ -114,6 +118,7 @@ def drive(
     """
     stop = stop or Stop()
     idle: dict[str, None] = {}
+    asked_at: float | None = None
     while not schedule.over:
         touched: dict[str, None] = {}
         for event in crew.events():
@@ -125,9 +130,12 @@ def drive(
                 touched[event.worker] = None
             if watch is not None:
                 watch(event)
-        if stop.reason is not None and schedule.closed is None:
+        if stop.reason is not None and asked_at is None:
+            asked_at = time.monotonic()
             schedule.close(stop.reason)
             crew.stop(stop.reason)
+        if asked_at is not None and time.monotonic() - asked_at > PATIENCE_S:
+            break
         schedule.expected = crew.expected
         # Those who hold something are asked again when it is done; those who hold nothing wait for what comes back.
         for worker in [*touched, *(idle if schedule.waiting else ())]:

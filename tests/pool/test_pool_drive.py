@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 
 import pytest
@@ -115,3 +116,36 @@ def test_no_worker_is_an_error() -> None:
 
 def test_no_work_needs_no_worker() -> None:
     assert drive(Schedule({}), Crew()).unfinished == ()
+
+
+def test_workers_that_hang_are_left_when_the_end_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging(Crew):
+        def stop(self, reason: str) -> None:
+            self.stopped.append(reason)
+
+        def events(self) -> list[Event]:
+            return self.coming.popleft() if self.coming else []
+
+    monkeypatch.setattr(sys.modules[drive.__module__], "PATIENCE_S", 0.2)
+    crew, stop = Hanging("a"), Stop()
+    stop.request("SIGTERM")
+    ended = drive(Schedule(work(3)), crew, stop)
+    assert ended.reason == "SIGTERM" and len(ended.unfinished) == 3
+    assert crew.stopped == ["SIGTERM"]
+
+
+def test_a_shard_in_a_hanging_hand_is_unfinished(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging(Crew):
+        def stop(self, reason: str) -> None:
+            self.stopped.append(reason)
+
+        def events(self) -> list[Event]:
+            if self.coming:
+                return self.coming.popleft()
+            stop.request("SIGTERM")
+            return []
+
+    monkeypatch.setattr(sys.modules[drive.__module__], "PATIENCE_S", 0.2)
+    crew, stop = Hanging("a"), Stop()
+    ended = drive(Schedule(work(3)), crew, stop)
+    assert len(crew.handed) == 2 and len(ended.unfinished) == 3 and ended.reason == "SIGTERM"
