@@ -43,7 +43,9 @@ def _reason(error: OSError) -> str:
 
 
 def write_error(path: Path, error: OSError) -> RunError:
-    """The sentence for an `OSError` met while writing `path`."""
+    """The sentence for an `OSError` met while writing `path`, or what was to become it."""
+    if is_partial(path):
+        path = path.with_name(path.name[1:].partition(PARTIAL)[0])
     return RunError(f"cannot write {path}: {_reason(error)}")
 
 
