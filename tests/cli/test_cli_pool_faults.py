@@ -160,7 +160,7 @@ def test_the_disk_fills_in_the_middle_of_a_shard(
         assert full.returncode == 1, full.stderr
         last = full.stderr.splitlines()[-1]
         assert last.startswith(f"maehpc: cannot write {maps / 'digits.zarr'}/"), full.stderr
-            assert ".partial-" not in last
+        assert ".partial-" not in last
         assert "the disk is full; free some space" in last and "Traceback" not in full.stderr
         computed = recorded(place) - set(range(40))
         assert 0 < len(computed) < 20 and not partials(place)
