@@ -124,21 +124,6 @@ def join(head: Head, cpus: int, gpus: int, address: str, over: Callable[[], bool
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def places(gpus: int) -> int:
-    """Workers with so many GPUs that fit on the cluster of this process, those that are there included.
-
-    0 where the cluster does not answer: its end is told elsewhere.
-    """
-    import ray
-
-    resources: Any = ray.cluster_resources
-    try:
-        found = resources()
-        return int(min([found.get("CPU", 0), *([found.get("GPU", 0) / gpus] if gpus else [])]))
-    except (RuntimeError, OSError, ray.exceptions.RayError):
-        return 0
-
-
 def joined() -> frozenset[str]:
     """Names of the hosts that have ever joined the cluster that this process is connected to.
 

@@ -12,13 +12,10 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from maehpc.errors import RunError
 from maehpc.interruption import Stop
-from maehpc.pool.asked import Asked
-from maehpc.pool.cluster import places
 from maehpc.pool.drive import Done, Event, Failed, Joined, Left, Returned
 from maehpc.pool.schedule import AHEAD, Shard
 from maehpc.pool.worker import Answer, Spec, Turns, answer
@@ -35,7 +32,7 @@ ALONE_S = 300.0
 LATE_S = 120.0
 """Seconds after the first worker's coming in which all others are expected."""
 COUNT_S = 2.0
-"""Seconds between two looks at how many workers there is room for."""
+"""Seconds between two looks at whether others have brought workers."""
 STILLBORN = 3
 """Workers in a row that may die before they are ready; then no other is tried."""
 
@@ -79,13 +76,15 @@ class RayCrew:
 
     Args:
         spec: of each worker's computer.
-        workers: how many there shall be; more where hosts that were not expected join the cluster.
+        workers: how many there shall be at first.
         gpus: of each; 0 where the CPU computes.
         warn: told each worker's warnings.
         seconds_left: until the hosts have to be given back; None while nobody knows of an end.
         lost: why the cluster is gone, None while it is there. Ray itself takes a minute to say so, and says it by
             ending this process.
         left: shards that are not done; more workers than that are not wanted.
+        brought: for how many more workers others have made room. It is not Ray that is asked: what it does not answer
+            because its head is lost ends this process a minute later.
     """
 
     def __init__(
@@ -97,6 +96,7 @@ class RayCrew:
         lost: Callable[[], str | None] = lambda: None,
         seconds_left: Callable[[], float | None] = lambda: None,
         left: Callable[[], int] = lambda: 0,
+        brought: Callable[[], int] = lambda: 0,
     ) -> None:
         import ray
 
@@ -106,8 +106,9 @@ class RayCrew:
         self._cluster_lost = lost
         self._seconds_left = seconds_left
         self._left = left
-        self._room = Asked(partial(places, gpus), COUNT_S)
-        self._most_room = workers
+        self._brought = brought
+        self._most_brought = 0
+        self._looked_at = time.monotonic()
         self._births: list[tuple[float, Any]] = []
         self._kind = self._ray.remote(
             num_cpus=1,
@@ -197,15 +198,16 @@ class RayCrew:
         return found
 
     def _welcome(self) -> None:
-        """More workers where there is room for more."""
-        room = self._room.newest()
-        if room is None or self._stopped:
+        """More workers where others have brought room for more."""
+        if self._stopped or time.monotonic() - self._looked_at < COUNT_S:
             return
-        if room > self._most_room:  # a new place, whatever became of those that were tried in others
-            self._most_room, self._stillborn = room, 0
-        if self._stillborn < STILLBORN:
-            for _ in range(min(room, self._left()) - len(self._members) - len(self._births)):
+        self._looked_at = time.monotonic()
+        brought = self._brought()
+        if brought > self._most_brought:
+            self._stillborn = 0  # of other places
+            for _ in range(min(brought - self._most_brought, self._left())):
                 self._bear()
+            self._most_brought = brought
 
     def _tell_of_late_ones(self) -> None:
         if self._late_at is None or time.monotonic() < self._late_at:

@@ -10,7 +10,8 @@ import ipaddress
 import os
 import platform
 import socket
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from maehpc.interruption import Stop
 if TYPE_CHECKING:
     from maehpc.pool.cluster import Head
 
+HELPER = "helper-"
 REACHED_WITHIN_S = 10.0
 
 
@@ -67,7 +69,18 @@ def announced(experiment: Experiment, head: Head, device: str) -> Iterator[None]
             if _Pool.model_validate_json(facts.read_bytes()).mark == head.mark:  # and not a newer attempt's
                 token.unlink(missing_ok=True)
                 facts.unlink(missing_ok=True)
+                for left in folder.glob(f"{HELPER}*"):
+                    left.unlink(missing_ok=True)
                 folder.rmdir()
+
+
+def brought(experiments: Iterable[Experiment]) -> int:
+    """Workers that others have brought to the pool of these experiments."""
+    found = 0
+    for experiment in experiments:
+        with suppress(OSError, ValueError):  # a file system that stumbles: the next look tells
+            found += sum(int(path.read_text()) for path in experiment.pool.glob(f"{HELPER}*"))
+    return found
 
 
 class _Pool(BaseModel):
@@ -143,7 +156,13 @@ def join_pool(
             return False
 
     say(f"{workers} more workers for the pool at {pool.address}; they leave with it, or with Ctrl-C")
-    said = join(Head(pool.address, pool.mark, token), workers, workers * gpus, address, over)
+    ours = secret.with_name(f"{HELPER}{uuid.uuid4().hex}")
+    try:
+        files.write_text(ours, f"{workers}\n")
+        said = join(Head(pool.address, pool.mark, token), workers, workers * gpus, address, over)
+    finally:
+        with suppress(OSError):  # gone with the pool
+            ours.unlink(missing_ok=True)
     if said is not None and not over():
         raise RunError(f"Ray ended on this machine ({said}); the same command joins again")
 

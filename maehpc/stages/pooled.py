@@ -27,7 +27,7 @@ from maehpc.stages.context import Context
 from maehpc.stages.explain import open_store, remaining, say_what_remains, told
 from maehpc.stages.explanations import NAME, prepared
 from maehpc.stages.fleet import Fleet
-from maehpc.stages.joining import announced
+from maehpc.stages.joining import announced, brought
 from maehpc.stages.pool_log import PoolLog
 from maehpc.stages.pool_worker import Target, spec_of
 
@@ -122,7 +122,8 @@ def _driven(targets: Mapping[str, Target], stores: Mapping[str, MapStore], sched
         until_end.enter_context(redirect_stdout(until_end.enter_context(Path(os.devnull).open("w"))))
         heads: list[Head] = []
         lost = until_end.enter_context(fleet.cluster(heads.append))
-        for experiment in {target.context.experiment: None for target in targets.values()}:
+        experiments = list({target.context.experiment: None for target in targets.values()})
+        for experiment in experiments:
             until_end.enter_context(announced(experiment, heads[0], context.device.type))
         crew = RayCrew(
             spec_of(targets, fleet.threads),
@@ -132,6 +133,7 @@ def _driven(targets: Mapping[str, Target], stores: Mapping[str, MapStore], sched
             lost,
             fleet.seconds_left,
             lambda: schedule.left,
+            lambda: brought(experiments),
         )
         try:
             ended = drive(schedule, crew, context.stop, watch.heard)
