@@ -55,6 +55,7 @@ def of_timm(name, side, representation, depth):
     Tokens differ at the baseline too, as they do after training: a norm that follows the embedding would else divide
     by next to nothing there, and contributions of a thousand times the logit's change would cancel in float32.
     """
+    torch.manual_seed(0)  # positions and tokens keep something of what timm draws
     encoder = timm.create_model(name, img_size=side, num_classes=0, depth=depth)
     if getattr(encoder, "attn_pool", None) is not None:
         encoder.reset_classifier(0, "avg")
