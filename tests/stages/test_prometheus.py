@@ -174,6 +174,8 @@ class Dice:
     def hand(self, worker: str, shard: Shard) -> None:
         self.hands[worker].append(shard)
 
+    expected = 0
+
     def seconds_left(self, worker: str) -> float | None:
         return None
 
