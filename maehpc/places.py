@@ -20,12 +20,13 @@ def place(text: str) -> Path:
     """
     if "://" not in text:
         return Path(text)
+    from fsspec import get_filesystem_class
     from upath import UPath
 
     protocol = text.partition("://")[0]
     try:
+        get_filesystem_class(protocol)  # imports the package that it needs
         found = UPath(text)
-        found.fs  # noqa: B018 - the package that the protocol needs is imported here
     except ImportError as error:
         raise InputError(f"{text}: {protocol} needs a package that is not installed ({error})") from error
     except ValueError as error:

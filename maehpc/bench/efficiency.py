@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from maehpc import files
 from maehpc.bench.case import Case, make_subject
 from maehpc.bench.figures import Part, Ratio, figure
+from maehpc.bench.maps import layout_of
 from maehpc.devices import settle
 from maehpc.explain import Explainer
 from maehpc.interruption import Stop
-from maehpc.maps import ArrayLayout, MapStore, StoreLayout
+from maehpc.maps import MapStore
 from maehpc.ownership import Owner, own
 from maehpc.pool import Done, Event, Joined, Schedule, Shard, Work, drive
 from maehpc.pool.worker import Computed, Spec
@@ -105,7 +106,8 @@ def _run(folder: Path, workers: int, load: Load) -> tuple[float, float]:
         root = Path(scratch)
         ledger = root / "ledger"
         with own(ledger) as owner:
-            MapStore.create(root / "maps", ledger, _layout(load, images), {}, owner)
+            layout = layout_of(_Explaining(load, None).arrays(), images, load.shard_images)
+            MapStore.create(root / "maps", ledger, layout, {}, owner)
             arguments = {"root": str(root), "attempt": owner.attempt, "load": asdict(load)}
             with cluster(workers) as lost:
                 crew = RayCrew(Spec(f"{__name__}:computer", arguments), workers, lost=lost)
@@ -123,20 +125,6 @@ def _clocked(joined: list[float], done: dict[str, list[float]], event: Event) ->
 
 def _case(load: Load) -> Case:
     return Case(image_size=load.image_size, samples=load.samples, images=load.shard_images)
-
-
-def _layout(load: Load, images: int) -> StoreLayout:
-    """A store of what the engine makes, each array with dimensions of its own."""
-    arrays = _Explaining(load, None).arrays()
-    layouts = {
-        name: ArrayLayout(
-            tuple(f"{name}_{axis}" for axis in range(1, array.ndim)),
-            array.shape[1:],
-            array.dtype.name,  # type: ignore[arg-type]
-        )
-        for name, array in arrays.items()
-    }
-    return StoreLayout(images, load.shard_images, layouts, {})
 
 
 class _Explaining:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from maehpc.bench.case import Case, make_subject
 from maehpc.bench.figures import Figure, Part, Ratio, Report, figure, surroundings
 from maehpc.explain import Explainer
 from maehpc.maps import ArrayLayout, MapStore, StoreLayout
+from maehpc.maps.layout import DType
 from maehpc.maps.ledger import Ledger, ShardRecord, file_record
 from maehpc.maps.metadata import COMPRESSIONS, Compression
 from maehpc.ownership import own
@@ -137,7 +138,7 @@ def layout_of(arrays: Mapping[str, NDArray[Any]], images: int, shard_images: int
         name: ArrayLayout(
             tuple(f"{name}_{axis}" for axis in range(1, array.ndim)),
             array.shape[1:],
-            array.dtype.name,  # type: ignore[arg-type]
+            cast(DType, array.dtype.name),
         )
         for name, array in arrays.items()
     }

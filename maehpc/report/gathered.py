@@ -209,10 +209,10 @@ def _brought_up_to_date(
     table = np.zeros((len(shards), _STAMP_BYTES), np.uint8)
     for shard in parts:
         table[shard - shards.start] = np.frombuffer(wanted[shard], np.uint8)
-    arrays = {name: np.concatenate([part[name] for part in parts.values()]) for name in [IMAGE, *names]}
+    arrays: dict[str, Any] = {name: np.concatenate([part[name] for part in parts.values()]) for name in [IMAGE, *names]}
     try:
         with files.atomic_path(path) as temporary, temporary.open("wb") as handle:
-            np.savez(handle, **{_STAMPS: table}, **arrays)  # type: ignore[arg-type]
+            np.savez(handle, **{_STAMPS: table, **arrays})
     except RunError as error:
         raise UnwritableError(str(error)) from error
     return len(arrays[IMAGE])

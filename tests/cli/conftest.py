@@ -9,8 +9,10 @@ import pytest
 import torch
 from command_line import Outcome, Run
 from pool_runs import finished, place
+from tiny import SETTINGS
 
 from maehpc.cli.main import main
+from maehpc.recipes import load_recipe, recipe_yaml
 
 __all__ = ["finished", "place"]
 
@@ -34,3 +36,11 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         return Outcome(code, printed.out, printed.err)
 
     return call
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    """A recipe that is computed in seconds."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(recipe_yaml(load_recipe(None, settings=SETTINGS)))
+    return str(path)

@@ -11,16 +11,6 @@ from pathlib import Path
 
 import pytest
 from command_line import Run
-from tiny import SETTINGS
-
-from maehpc.recipes import load_recipe, recipe_yaml
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> str:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(recipe_yaml(load_recipe(None, settings=SETTINGS)))
-    return str(path)
 
 
 @pytest.fixture

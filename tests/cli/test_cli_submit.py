@@ -17,17 +17,8 @@ import pytest
 import yaml
 from command_line import Run
 from submit_jobs import HELD, jobs_in, place, queued, until
-from tiny import SETTINGS
 
 from maehpc.launch import local
-from maehpc.recipes import load_recipe, recipe_yaml
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> str:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(recipe_yaml(load_recipe(None, settings=SETTINGS)))
-    return str(path)
 
 
 @pytest.fixture
