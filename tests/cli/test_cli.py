@@ -21,13 +21,6 @@ from maehpc.recipes import load_recipe, recipe_yaml
 from maehpc.shipped import shipped_folder
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> str:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(recipe_yaml(load_recipe(None, settings=SETTINGS)))
-    return str(path)
-
-
 def test_a_pipeline_ends_with_its_table_and_its_files(run: Run, tiny: str) -> None:
     outcome = run("run", "pipeline", "--recipe", tiny, "-q")
     assert outcome.code == 0, outcome.err
