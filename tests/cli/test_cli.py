@@ -109,8 +109,10 @@ def test_a_users_own_npz(run: Run, tiny: str, tmp_path: Path) -> None:
 def test_wrong_input_is_one_sentence_exit_2_and_nothing_written(
     words: list[str], expected: list[str], run: Run, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import matplotlib.font_manager
     import torch
 
+    assert matplotlib.font_manager.fontManager.ttflist  # makes its cache of fonts now, and not in the folder below
     if words == ["--device", "cuda"] and torch.cuda.is_available():
         pytest.skip("there is a CUDA device, so asking for it is right")
     monkeypatch.setenv("HOME", str(tmp_path))
