@@ -13,6 +13,8 @@ from maehpc import files
 from maehpc.recipes import plugins
 from maehpc.report.methods import method
 
+_INTERVAL = "the 95 % interval of that mean, over images (percentile bootstrap; Student's t for more than 20,000)"
+
 SENSITIVITY = {
     "experiment": "folder of results",
     "dataset": "name of the data set",
@@ -25,7 +27,7 @@ SENSITIVITY = {
     "auc": "area under the ROC curve on the whole test split (one against the rest, macro average)",
     "sensitivity_max_mean": "mean over images of the max sensitivity: the map's largest relative change over random "
     "perturbations, which tells chance and not the worst case",
-    "sensitivity_max_ci_low": "low end of the 95 % percentile bootstrap interval of that mean, over images",
+    "sensitivity_max_ci_low": f"low end of {_INTERVAL}",
     "sensitivity_max_ci_high": "its high end",
     "sensitivity_max_std": "standard deviation over images (n - 1)",
     "sensitivity_max_median": "median over images",
@@ -55,7 +57,7 @@ ADVERSARIAL = {
     "the shift of its centre of mass; targeted, its share inside a region",
     "images": "images for which a change is known (a map that is all zero has none)",
     "change_mean": "mean over images of the map's relative change at the perturbation found, the prediction unchanged",
-    "change_ci_low": "low end of the 95 % percentile bootstrap interval of that mean, over images",
+    "change_ci_low": f"low end of {_INTERVAL}",
     "change_ci_high": "its high end",
     "change_median": "median over images",
     "random_max_mean": "mean over the same images of the largest change among the random perturbations",
@@ -79,7 +81,7 @@ METRICS = {
     "element": "place along a part that is a series, from 0 on; empty for one value an image",
     "images": "images with a value (a map that is all zero has none)",
     "mean": "mean over images",
-    "ci_low": "low end of the 95 % percentile bootstrap interval of that mean, over images; not for series",
+    "ci_low": f"low end of {_INTERVAL}; not for series",
     "ci_high": "its high end",
     "std": "standard deviation over images (n - 1)",
 }

@@ -16,7 +16,7 @@ from maehpc.report.columns import Column, count, extremes, histogram, moments, q
 from maehpc.report.methods import Method, method
 
 _FEWEST_BINS, _MOST_BINS = 16, 48
-_KEY = "bar: quartiles, gap: median; diamond: mean with its 95 % bootstrap interval"
+_KEY = "bar: quartiles, gap: median; diamond: mean with its 95 % confidence interval"
 
 
 @dataclass(frozen=True)
