@@ -112,9 +112,12 @@ class FileMeeting:
         return json.loads(self._path.read_bytes()) if self._path.exists() else None
 
 
+_MEETINGS = tempfile.TemporaryDirectory(prefix="meetings-")  # removed when pytest ends
+
+
 def begun_world(size: int, work: Callable[[World], object], timeout_s: float = 60.0) -> list[int]:
     """Starts `work` in a process a rank, which meet over gloo; returns their ids."""
-    meeting = FileMeeting(Path(tempfile.mkdtemp()) / "meeting.json")
+    meeting = FileMeeting(Path(tempfile.mkdtemp(dir=_MEETINGS.name)) / "meeting.json")
 
     def rank_work(rank: int) -> None:
         with join(World(rank, size, rank), torch.device("cpu"), meeting, timeout_s, meet_s=60.0) as world:

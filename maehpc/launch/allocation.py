@@ -120,6 +120,8 @@ def _called(
 
         try:
             yield look
+            if context.stop.reason is None:
+                roll.close()
         finally:
             absent |= roll.missing
 

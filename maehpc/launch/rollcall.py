@@ -84,20 +84,27 @@ class RollCall:
         self._looked = now
         self.missing -= set(self._there())
         self._over = late or not self.missing
-        if self._over and self.missing:
-            self._tell()
-
-    def _tell(self) -> None:
-        absent = [str(self._of(host)) for host in self._hosts if host in self.missing]
-        count, come = len(self._hosts), len(self._hosts) - len(absent)
-        more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
-        told = (
-            f"{len(absent)} of {count} hosts did not come up within {self._within_s:.0f} s: "
-            f"{', '.join(absent[:NAMED])}{more}"
-        )
+        if not self._over or not self.missing:
+            return
+        told = self._told(f"did not come up within {self._within_s:.0f} s")
+        come = len(self._hosts) - len(self.missing)
         if come < self._wanted:
             raise RunError(
                 f"{told}; everything computed is recorded: `maehpc resume {self._label}` tries all hosts again, and "
                 f"the same submission with --min-nodes {max(come, 1)} goes on without"
             )
         self._warn(f"{told}; the pool goes on without, for {self._wanted} are enough")
+
+    def close(self) -> None:
+        """All work is done: hosts that have not come yet are told, for nobody has waited for them."""
+        if self._over:
+            return
+        self._over = True
+        self.missing -= set(self._there())
+        if self.missing:
+            self._warn(self._told(f"had not come up when all was done, after {self._clock() - self._begun:.0f} s"))
+
+    def _told(self, what: str) -> str:
+        absent = [str(self._of(host)) for host in self._hosts if host in self.missing]
+        more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
+        return f"{len(absent)} of {len(self._hosts)} hosts {what}: {', '.join(absent[:NAMED])}{more}"

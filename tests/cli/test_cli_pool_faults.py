@@ -96,7 +96,10 @@ def test_ray_that_does_not_start(unfinished: Callable[..., Path], finished: Path
     cases = {
         "loopback": (NO_LOOPBACK, "this host does not reach itself at 127.0.0.2"),
         "room-with-a-path-that-is-too-long-for-sockets": (NO_ROOM, "neither TMPDIR nor /tmp nor /dev/shm"),
-        "stranger": (("env", f"PYTHONPATH={tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}"), "this is not Ray"),
+        "stranger": (
+            ("env", f"PYTHONPATH={os.pathsep.join(filter(None, (str(tmp_path), os.environ.get('PYTHONPATH'))))}"),
+            "this is not Ray",
+        ),
     }
     runs = {}
     for name, (before, _) in cases.items():

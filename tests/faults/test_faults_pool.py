@@ -182,7 +182,11 @@ def test_a_host_that_does_not_come_up_ends_the_attempt_or_is_done_without(
         one.completed()
     second = one.job.attempt(1)
     assert second is not None and second.hosts == ("n1", "n2", "n3"), one.told()
-    assert one.log().count("warning: 1 of 3 hosts did not come up within 12 s: n2 (") == 1, one.told()
+    # A fast machine is done before the time is over.
+    told = re.findall(
+        r"warning: 1 of 3 hosts (did not come up within 12|had not come up when .*, after \d+) s: n2 \(", one.log()
+    )
+    assert len(told) == 1, one.told()
     whole(one, alone)
 
 

@@ -73,6 +73,30 @@ def test_enough_hosts_go_on_with_one_warning() -> None:
     assert "n2 (it said nothing" in told and "n3 (Ray ended: no room" in told and "2 are enough" in told
 
 
+def test_work_that_is_done_before_all_have_come_tells_who_is_missing() -> None:
+    place = Place(4)
+    place.at(12, "n1", "n2")
+    place.here.add("n4")
+    place.now += 1
+    place.roll.close()
+    assert place.warned == [
+        "1 of 4 hosts had not come up when all was done, after 13 s: n3 (Ray ended: no room; log /logs/n3.err)"
+    ]
+    place.roll.close()
+    place.at(31)
+    assert len(place.warned) == 1 and place.roll.missing == {"n3"}
+
+
+@pytest.mark.parametrize("second", [12.0, 31.0])
+def test_work_that_is_done_when_all_have_come_or_the_rest_is_known_is_silent(second: float) -> None:
+    place = Place(1)
+    place.at(second, *(HOSTS if second < WITHIN_S else HOSTS[:1]))
+    told = len(place.warned)
+    assert told == (second > WITHIN_S)
+    place.roll.close()
+    assert len(place.warned) == told
+
+
 def test_a_sentence_names_some_of_many() -> None:
     place = Place(1, tuple(f"h{number}" for number in range(20)))
     place.at(30, "h0")
