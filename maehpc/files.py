@@ -81,6 +81,19 @@ def reading(path: Path) -> Iterator[None]:
         raise RunError(f"cannot read {path}: {type(error).__name__}: {error}") from error
 
 
+def read_if_there(path: Path) -> bytes | None:
+    """A file's bytes; None where it, or a folder above it, is not there.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    try:
+        with reading(path):
+            return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
 def user_path(text: str) -> Path:
     """The path a user typed, `~` resolved where it names somebody."""
     try:
@@ -168,8 +181,12 @@ def discard_folder(path: Path) -> None:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
     """Gives a temporary path to write a file at; publishes it when the block ends well, removes it otherwise.
+
+    Args:
+        path: of the file.
+        durable: flush it to the disk; without that it may be anything after a loss of power.
 
     Raises:
         RunError: the disk refused (full, read-only, no permission).
@@ -179,8 +196,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             yield partial
-            fsync_path(partial)
-        publish(partial, path)
+            if durable:
+                fsync_path(partial)
+            else:
+                partial.replace(path)
+        if durable:
+            publish(partial, path)
     finally:
         with suppress(OSError):  # on a disk that takes no writes; what went wrong first is what the user must hear
             partial.unlink(missing_ok=True)

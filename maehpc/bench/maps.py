@@ -89,7 +89,7 @@ def run(progress: Progress, folder: Path, load: Load) -> Report:
         `write_bytes_per_second`, `compression`, `compression_ratio`, `compressions`, `codecs`,
         `read_bytes_per_second`, `read_over_raw`, `deep_over_raw`, `aggregate_over_raw` (files not in memory),
         `aggregate_over_raw_cached`, `aggregate_images_per_second`, `aggregate_again_images_per_second`, `resume_s`,
-        `files`, `files_beside_shards`, `shards`, `arrays`, `shard_bytes` and `load`.
+        `files`, `files_a_shard`, `files_beside_shards`, `shards`, `arrays`, `shard_bytes` and `load`.
     """
     around = surroundings(torch.device("cpu"))
     files.make_folder(folder)
@@ -228,7 +228,7 @@ def read_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str, A
     ours, deep, raw = [], [], []
     for _ in range(load.repeats):
         raw.append(_seconds(lambda: [path.read_bytes() for path in paths]))
-        ours.append(_seconds(lambda: [store.read(name, shard) for shard in shards for name in arrays]))
+        ours.append(_seconds(lambda: [store.read_arrays(arrays, shard) for shard in shards]))
         deep.append(_seconds(partial(store.damaged, shards)))
     results = {
         "read_bytes_per_second": size / statistics.median(ours),
@@ -249,15 +249,18 @@ def read_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str, A
 
 def aggregate_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str, Any]]:
     """Gathers the scores of shards for a report, beside reading their files one after the other, as they are."""
-    scores = {name: array for name, array in arrays.items() if array.ndim < 3}
+    arrays = {name: array[:, :1, :1] if array.ndim > 2 else array for name, array in arrays.items()}  # maps stay unread
+    for name in [name for name in arrays if name.endswith("_sensitivity") or name == "flipped"]:
+        arrays[name] = np.tile(arrays[name], (1, ExplainSettings().sensitivity.samples // arrays[name].shape[1]))
+    scores = [name for name, array in arrays.items() if array.ndim < 3]
     count = AGGREGATED if load.images >= AGGREGATED * load.shard_images else 2 * load.repeats
-    layout = layout_of(scores, count * load.shard_images, load.shard_images)
+    layout = layout_of(arrays, count * load.shard_images, load.shard_images)
     with own(root / "scores-ledger") as owner:
         store = MapStore.create(root / "scores", root / "scores-ledger", layout, {}, owner)
         for shard in range(count):
-            store.write_shard(shard, scores)
-    paths = [store.path / name for shard in range(count) for name in layout.shard_files(shard)]
+            store.write_shard(shard, arrays)
     records = sorted((root / "scores-ledger").glob("shard-*"))
+    paths = [*records, *(store.path / layout.shard_file(scores[0], shard) for shard in range(count))]
     place = root / "gathered"
     raw: dict[str, list[float]] = {"cold": [], "cached": []}
     ours: dict[str, list[float]] = {"cold": [], "cached": []}
@@ -269,9 +272,9 @@ def aggregate_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[s
             raw[state].append(_seconds(lambda: [path.read_bytes() for path in paths]))
             shutil.rmtree(place, ignore_errors=True)
             if state == "cold":
-                _forget([*paths, *records])
-            ours[state].append(_seconds(lambda: gather(store, list(scores), place, Reader(), _refuse)))
-        again.append(_seconds(lambda: gather(store, list(scores), place, Reader(), _refuse)))
+                _forget(paths)
+            ours[state].append(_seconds(lambda: gather(store, scores, place, Reader(), _refuse)))
+        again.append(_seconds(lambda: gather(store, scores, place, Reader(), _refuse)))
     images = layout.images
     results = {
         "aggregate_over_raw": _over(raw["cold"], ours["cold"]),
@@ -289,7 +292,9 @@ def aggregate_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[s
         Ratio("aggregate over raw", results["aggregate_over_raw"], "1 is the rate of reading the same files from disk"),
         Ratio("the same, files in memory", results["aggregate_over_raw_cached"], "what checking and decoding costs"),
     )
-    return Part("aggregate", f"{images} images, {len(paths)} files of scores", figures, told), results
+    size = sum(path.stat().st_size for path in paths)
+    conditions = f"{images} images, {count} records and {count} tables of scores, {size / 1e6:.0f} MB"
+    return Part("aggregate", conditions, figures, told), results
 
 
 def _forget(paths: Sequence[Path]) -> None:
@@ -320,8 +325,9 @@ def resume_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str,
     results = {
         "resume_s": told.median,
         "files": count,
-        "files_beside_shards": count - layout.shards * len(arrays),
+        "files_beside_shards": count - layout.shards * len(layout.stored),
         "shards": layout.shards,
+        "files_a_shard": len(layout.stored),
         "arrays": len(arrays),
     }
     figures = (told, figure("files", "", [count]))

@@ -38,8 +38,11 @@ CHUNK = 64
 ARRAY = 1500
 """Bytes of one array's zarr.json, rounded up."""
 
+ENTRY = 300
+"""Bytes that store.json spends on one map or score, and the coordinate of scores on its name, rounded up."""
+
 SHARD_RECORD = 250
-"""Bytes a ledger spends on one array of one shard."""
+"""Bytes a ledger spends on one file of one shard."""
 
 EXPERIMENT_FILES = 4
 """recipe.yaml, provenance.json, and two locks."""
@@ -174,10 +177,17 @@ def probing(recipe: Recipe, vit: Vit, classes: int, steps: int) -> Footprint:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """One array of a store, seen from one image: bytes, and whether it is cut into one chunk an image."""
+    """One map or score, seen from one image.
 
-    bytes: int
-    is_map: bool
+    Attributes:
+        numbers: how many it is.
+        each: bytes that one takes on the disk; of scores, in their table.
+        is_map: an array of its own, and a chunk an image; scores are one table.
+    """
+
+    numbers: int
+    each: int = FLOAT
+    is_map: bool = False
 
 
 def stored_arrays(
@@ -185,12 +195,12 @@ def stored_arrays(
 ) -> dict[str, StoredArray]:
     """The arrays of a store of explanations by name."""
     number = {"float16": 2, "float32": 4}[settings.maps.dtype]
-    samples, score = settings.sensitivity.drawn, StoredArray(4, False)
+    samples, score = settings.sensitivity.drawn, StoredArray(1)
     arrays = {
-        "label": StoredArray(8 * classes if multi_label else 8, False),
-        "prediction": StoredArray(8, False),
-        "target": StoredArray(8, False),
-        "logits": StoredArray(4 * classes, False),
+        "label": StoredArray(classes if multi_label else 1),
+        "prediction": score,
+        "target": score,
+        "logits": StoredArray(classes),
     }
     for name in settings.methods:
         facts = plugins.facts("methods", name)
@@ -199,23 +209,23 @@ def stored_arrays(
             "plane": image_size**2,
             "pixels": image_size**2 * (channels if settings.maps.channels == "full" else 1),
         }[_map_kind(facts, settings)]
-        arrays[name] = StoredArray(values * number, True)
+        arrays[name] = StoredArray(values, number, True)
         arrays[f"{name}_floor"] = score
         if facts.get("complete"):
             arrays[f"{name}_completeness"] = score
         for kind in settings.sensitivity.searches:
             arrays |= {f"{name}_{kind}_{part}": score for part in SEARCH_SCORES}
         if samples:
-            arrays[f"{name}_sensitivity"] = StoredArray(4 * samples, False)
+            arrays[f"{name}_sensitivity"] = StoredArray(samples)
             arrays[f"{name}_sensitivity_max"] = score
             arrays[f"{name}_sensitivity_mean"] = score
         for metric in settings.metrics:
             for part, numbers in plugins.facts("metrics", metric).get("numbers", (("", 1),)):
-                arrays["_".join(filter(None, (name, metric, part)))] = StoredArray(4 * numbers, False)
+                arrays["_".join(filter(None, (name, metric, part)))] = StoredArray(numbers)
     if samples:
-        arrays["flipped"] = StoredArray(samples, False)
+        arrays["flipped"] = StoredArray(samples)
     if settings.maps.pixels:
-        arrays["pixels"] = StoredArray(image_size**2 * channels, True)
+        arrays["pixels"] = StoredArray(image_size**2 * channels, 1, True)
     return arrays
 
 
@@ -230,13 +240,16 @@ def explanations(settings: ExplainSettings, arrays: dict[str, StoredArray], imag
     """The explain stage of one data set: a store and its ledger."""
     shard = settings.maps.shard_images
     shards = -(-images // shard)
-    size = RECORDS + 8 * images + CHUNK + ARRAY * (len(arrays) + 2)
-    for array in arrays.values():
+    maps = [array for array in arrays.values() if array.is_map]
+    table = StoredArray(sum(array.numbers for array in arrays.values() if not array.is_map))
+    stored = [*maps, table]
+    size = RECORDS + 8 * images + 2 * CHUNK + ARRAY * (len(stored) + 3) + ENTRY * (len(maps) + table.numbers)
+    for array in stored:
         chunks = images if array.is_map else shards
         places = images if array.is_map else shards * shard  # a chunk of scores is as long as a shard, even the last
-        size += array.bytes * places + CHUNK * (chunks + shards)
-    size += shards * len(arrays) * SHARD_RECORD
-    # The group, the image coordinate and its chunk; each array's description and shards; store.json, lock and attempt;
-    # a record a shard.
-    count = 3 + len(arrays) * (1 + shards) + 3 + shards
+        size += array.numbers * array.each * places + CHUNK * (chunks + shards)
+    size += shards * len(stored) * SHARD_RECORD
+    # The group; the coordinates of images and scores; each array's description and shards; store.json, lock and
+    # attempt; a record a shard.
+    count = 1 + 4 + len(stored) * (1 + shards) + 3 + shards
     return Footprint(size, size, size, count)

@@ -3,8 +3,11 @@
 MAPS/DATASET.zarr/
   zarr.json                   the group: what was explained, and how
   image/{zarr.json, c.0}      coordinate: the images' indices
-  NAME/zarr.json              one array: dimension names, codecs
-  NAME/c.3.0.0                shard 3 of that array
+  score/{zarr.json, c.0}      coordinate: the names of the scores' columns
+  scores/zarr.json            the table of scores, a row an image
+  scores/c.3.0                shard 3 of it
+  METHOD/zarr.json            one method's maps: dimension names, codecs
+  METHOD/c.3.0.0              shard 3 of them
 LEDGER/DATASET/
   store.json                  what the store is made from, and the bytes of every file above but the shards
   shard-00003.json            written last: shard 3 is whole, and these are its bytes
@@ -13,7 +16,8 @@ A process may die at any instant: what has no record does not exist, and what ha
 """
 
 from maehpc.maps.layout import ArrayLayout, StoreLayout
-from maehpc.maps.store import MapStore
+from maehpc.maps.store import MapStore, Recorded
+from maehpc.maps.table import unpacked
 from maehpc.maps.verify import Problem, discard, verify
 
-__all__ = ["ArrayLayout", "MapStore", "Problem", "StoreLayout", "discard", "verify"]
+__all__ = ["ArrayLayout", "MapStore", "Problem", "Recorded", "StoreLayout", "discard", "unpacked", "verify"]

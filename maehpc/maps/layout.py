@@ -1,9 +1,14 @@
-"""What a store holds: its arrays, how they are cut into shards, and the name of every shard's files."""
+"""What a store holds: its arrays, how they are cut into shards, and the name of every shard's files.
+
+A map is an array of the Zarr group, and a file a shard. All scores are one array of the group, `scores`, whose columns
+the coordinate `score` names: a file a shard as well.
+"""
 
 from __future__ import annotations
 
 import math
 import re
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -15,6 +20,10 @@ DType = Literal["float16", "float32", "float64", "int32", "int64", "uint8", "boo
 
 IMAGE = "image"
 """The leading dimension of every array, and the coordinate array of the images' indices."""
+SCORES = "scores"
+"""The array [image, score] of all that is no map."""
+SCORE = "score"
+"""Its second dimension, and the coordinate array of the columns' names."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _STRICT = ConfigDict(extra="forbid")
@@ -27,7 +36,7 @@ class ArrayLayout:
     Attributes:
         dims: names of the dimensions after "image"; a name has one size in the whole store.
         shape: their sizes.
-        dtype: type of an element. What no shard has written reads as NaN, -1, 0 (uint8) or False.
+        dtype: type of an element. Of a map, what no shard has written reads as NaN, -1, 0 (uint8) or False.
     """
 
     dims: tuple[str, ...]
@@ -49,7 +58,7 @@ class ArrayLayout:
 
     @property
     def is_map(self) -> bool:
-        """Whether one image's part is worth reading alone: maps and pixels are, scores are not."""
+        """Whether one image's part is worth reading alone: maps and pixels are; all else is a score."""
         return len(self.shape) > 1
 
 
@@ -73,8 +82,10 @@ class StoreLayout:
     def _consistent(self) -> Self:
         sizes = {IMAGE: self.images}
         for name, array in self.arrays.items():
-            if not _NAME.fullmatch(name) or name in (IMAGE, "zarr.json"):
+            if not _NAME.fullmatch(name) or name in (IMAGE, SCORE, SCORES, "zarr.json"):
                 raise ValueError(f"'{name}' cannot name an array")
+            if SCORE in array.dims:
+                raise ValueError(f"dimension '{SCORE}' of '{name}' is that of the scores")
             for dim, size in zip(array.dims, array.shape, strict=True):
                 if sizes.setdefault(dim, size) != size:
                     raise ValueError(f"dimension '{dim}' is {sizes[dim]} elsewhere and {size} in '{name}'")
@@ -92,14 +103,47 @@ class StoreLayout:
         return start, min(start + self.shard_images, self.images)
 
     def values_bytes(self, shard: int) -> int:
-        """Bytes of a shard's values, as they are in memory."""
+        """Bytes of a shard's values, as they are stored."""
         start, stop = self.span(shard)
-        return sum((stop - start) * array.bytes for array in self.arrays.values())
+        return sum((stop - start) * array.bytes for array in self.stored.values())
+
+    @cached_property
+    def columns(self) -> dict[str, slice]:
+        """The columns of each score in the table of scores, in order of the names."""
+        found, stop = {}, 0
+        for name in sorted(name for name, array in self.arrays.items() if not array.is_map):
+            start, stop = stop, stop + math.prod(self.arrays[name].shape)
+            found[name] = slice(start, stop)
+        return found
+
+    @property
+    def column_names(self) -> list[str]:
+        """A score's name, or for one with a dimension of its own the name and a place: `logits[2]`."""
+        return [
+            f"{name}[{place}]" if self.arrays[name].shape else name
+            for name, columns in self.columns.items()
+            for place in range(columns.stop - columns.start)
+        ]
+
+    @cached_property
+    def table(self) -> ArrayLayout | None:
+        """The table of scores; None where there are none."""
+        if not self.columns:
+            return None
+        wide = any(self.arrays[name].dtype == "float64" for name in self.columns)
+        return ArrayLayout((SCORE,), (len(self.column_names),), "float64" if wide else "float32")
+
+    @cached_property
+    def stored(self) -> dict[str, ArrayLayout]:
+        """The arrays that are on the disk, by name: maps, and the table of scores."""
+        maps = {name: array for name, array in self.arrays.items() if array.is_map}
+        return maps if self.table is None else {**maps, SCORES: self.table}
 
     def shard_file(self, name: str, shard: int) -> str:
-        """Path of one array's shard, relative to the store."""
-        return f"{name}/c.{shard}" + ".0" * len(self.arrays[name].shape)
+        """Path of the file with an array's part of a shard, relative to the store."""
+        name = SCORES if name in self.columns else name
+        return f"{name}/c.{shard}" + ".0" * len(self.stored[name].shape)
 
     def shard_files(self, shard: int) -> list[str]:
         """Paths of all files of a shard, relative to the store, sorted."""
-        return sorted(self.shard_file(name, shard) for name in self.arrays)
+        return sorted(self.shard_file(name, shard) for name in self.stored)

@@ -6,6 +6,8 @@ A record that cannot be read, was cut off, or breaks its own rules is no record.
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -13,11 +15,14 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from maehpc import files
-from maehpc.errors import RunError
+from maehpc.errors import InputError, RunError
 from maehpc.experiment import experiment_of
 from maehpc.maps.layout import StoreLayout
 
 _LAYOUT = TypeAdapter(StoreLayout)
+
+FORMAT: Literal[2] = 2
+"""Of stores. 1 had a file for each score of each shard."""
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -50,6 +55,7 @@ class ShardRecord(_Record):
 class StoreRecord(_Record):
     """What a store is made from (`digest` speaks for inputs and layout), and its files that are no shards."""
 
+    format: Literal[2]
     digest: str
     inputs: dict[str, Any]
     layout: StoreLayout
@@ -118,7 +124,7 @@ def plain_layout(layout: StoreLayout) -> dict[str, Any]:
 
 def store_digest(inputs: dict[str, Any], layout: StoreLayout) -> str:
     """One SHA-256 for everything that a shard's content depends on."""
-    return files.digest({"inputs": inputs, "layout": plain_layout(layout)})
+    return files.digest({"format": FORMAT, "inputs": inputs, "layout": plain_layout(layout)})
 
 
 @dataclass(frozen=True)
@@ -137,12 +143,30 @@ class Ledger:
         return self.folder / f"shard-{shard:05d}.json"
 
     def store(self) -> StoreRecord | None:
-        """The store's record, if there is a readable one."""
-        return _read(self.store_path, StoreRecord)
+        """The store's record, if there is a readable one.
+
+        Raises:
+            InputError: it is whole, and of another version of maehpc.
+        """
+        data = files.read_if_there(self.store_path)
+        if data is None:
+            return None
+        record = _valid(data, StoreRecord)
+        if record is None and _format(data) not in (None, FORMAT):
+            raise InputError(
+                f"{self.store_path} speaks of a store in another format (maehpc writes format {FORMAT}); give this run "
+                "another --name, or move the experiment's maps and ledger away"
+            )
+        return record
+
+    def shard_bytes(self, shard: int) -> bytes | None:
+        """What stands in a shard's record, for `parsed`; None where there is none."""
+        return files.read_if_there(self.shard_path(shard))
 
     def shard(self, shard: int) -> ShardRecord | None:
         """A shard's record, if there is a readable one."""
-        return _read(self.shard_path(shard), ShardRecord)
+        data = self.shard_bytes(shard)
+        return None if data is None else parsed(data)
 
     def write_store(self, record: StoreRecord) -> None:
         """Records what the store is."""
@@ -161,13 +185,22 @@ class Ledger:
                 files.fsync_path(self.folder)
 
 
-def _read(path: Path, kind: type[AnyRecord]) -> AnyRecord | None:
-    try:
-        with files.reading(path):
-            data = path.read_bytes()
-    except FileNotFoundError:
-        return None
+def parsed(data: bytes) -> ShardRecord | None:
+    """The record in a file's bytes, if it is a readable one."""
+    return _valid(data, ShardRecord)
+
+
+def _valid(data: bytes, kind: type[AnyRecord]) -> AnyRecord | None:
     try:
         return kind.model_validate_json(data)
     except ValidationError:
         return None
+
+
+def _format(data: bytes) -> Any:
+    """The format of a store's record, None where it is no such record. Format 1 did not name itself."""
+    with suppress(ValueError):
+        record = json.loads(data)
+        if isinstance(record, dict) and {"digest", "inputs", "layout", "files"} <= set(record):
+            return record.get("format", 1)
+    return None

@@ -1,4 +1,4 @@
-"""The files of a store that are no shards: the group, each array's description, the image coordinate.
+"""The files of a store that are no shards: the group, each array's description, the coordinates of images and scores.
 
 Every shard is one `sharding_indexed` chunk. Its inner chunks hold one image where an array is a map, else the whole
 shard; each is compressed and ends in its own crc32c, as the index does, so that any Zarr reader notices a flipped bit.
@@ -17,10 +17,10 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from maehpc.maps.layout import IMAGE, StoreLayout
+from maehpc.maps.layout import IMAGE, SCORE, StoreLayout
 
 Compression = Literal["none", "lz4", "zstd"]
-"""none: as fast as the disk. lz4: blosc's, of shuffled bits. zstd: level 3, which older stores were begun with."""
+"""none: as fast as the disk. lz4: blosc's, of shuffled bits. zstd: level 3."""
 
 COMPRESSIONS: tuple[Compression, ...] = ("none", "lz4", "zstd")
 """That a store may have been begun with; new ones are with the first."""
@@ -50,18 +50,24 @@ def fixed_files(layout: StoreLayout, compression: Compression = COMPRESSIONS[0])
     made: dict[str, Buffer] = {}
     store = MemoryStore(made)
     zarr.create_group(store=store, zarr_format=3, attributes=layout.attributes)
-    zarr.create_array(
-        store=store,
-        name=IMAGE,
-        data=np.arange(layout.images, dtype=np.int64),
-        chunks=(layout.images,),
-        compressors=[ZstdCodec(level=3), Crc32cCodec()],
-        fill_value=-1,
-        dimension_names=(IMAGE,),
-        chunk_key_encoding={"name": "default", "separator": "."},
-        config={"write_empty_chunks": True},
-    )
-    for name, array in layout.arrays.items():
+    for name, values, fill in (
+        (IMAGE, np.arange(layout.images, dtype=np.int64), -1),
+        (SCORE, np.array(layout.column_names, "T"), ""),  # numpy's strings of any length
+    ):
+        if not len(values):
+            continue
+        zarr.create_array(
+            store=store,
+            name=name,
+            data=values,
+            chunks=values.shape,
+            compressors=[ZstdCodec(level=3), Crc32cCodec()],
+            fill_value=fill,
+            dimension_names=(name,),
+            chunk_key_encoding={"name": "default", "separator": "."},
+            config={"write_empty_chunks": True},
+        )
+    for name, array in layout.stored.items():
         zarr.create_array(
             store=store,
             name=name,

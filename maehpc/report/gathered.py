@@ -1,40 +1,35 @@
 """The scores of a store, gathered from its shards into a few files, so that a report reads each shard once.
 
 A block holds the rows of some thousand images and the stamps of the shards they come from. A shard whose stamp a block
-has is not read again; one that is new or was computed anew is. Blocks are zip archives, whose members end in a
-checksum: one that is damaged counts as absent. All of it may be deleted at any time.
+has is not read again; one that is new or was computed anew is. Blocks are safetensors files with a checksum an array:
+one that is damaged counts as absent. All of it may be deleted at any time.
 """
 
 from __future__ import annotations
 
-import os
-import struct
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maehpc import files
 from maehpc.errors import MaehpcError, RunError
-from maehpc.maps import MapStore
+from maehpc.maps import MapStore, unpacked
+from maehpc.places import is_remote
+from maehpc.report.blocks import Arrays, read_block, write_block
 from maehpc.report.columns import Column
+from maehpc.report.readers import Readers
 
 BLOCK_IMAGES = 1 << 14
 """Images of a block, about: what is in memory at once."""
 IMAGE = "image"
 _STAMPS = ".stamps"  # no array of a store begins with a dot
 _STAMP_BYTES = 32
-READERS = min(16, 4 * (os.cpu_count() or 1))
-"""Threads that read shards: on a file system of a cluster it is the answers that one waits for."""
-
-Arrays = dict[str, NDArray[Any]]
 
 
 class Reader:
@@ -58,9 +53,8 @@ class Reader:
         arrays = self._held[1]
         if name not in arrays:
             try:
-                with np.load(path, allow_pickle=False) as block:
-                    arrays[name] = block[name]
-            except _DAMAGE as error:
+                arrays |= read_block(path, [name])
+            except ValueError as error:
                 raise RunError(f"{path} was changed while it was read; delete it and aggregate again") from error
         return arrays[name]
 
@@ -108,10 +102,6 @@ class _Stored:
         return (self.gathered.reader.read(path, self.name) for path, _ in self.gathered.blocks)
 
 
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, struct.error, zipfile.BadZipFile)
-"""What a damaged archive is noticed by: a flipped bit may also say that it is encrypted, or of an unknown kind."""
-
-
 def gather(
     store: MapStore,
     names: list[str],
@@ -138,19 +128,21 @@ def gather(
     each = max(1, BLOCK_IMAGES // layout.shard_images)
     blocks = []
     absent = Listed()
-    with ThreadPoolExecutor(READERS) as readers:
+    with Readers(True if is_remote(store.path) else None, store.files_of_scores) as readers:
         for number, first in enumerate(range(0, layout.shards, each)):
             shards = range(first, min(first + each, layout.shards))
-            path = folder / f"block-{number:05d}.npz"
-            stamps = dict(zip(shards, readers.map(partial(_stamp, store), shards), strict=True))
-            for stamp in stamps.values():
-                if isinstance(stamp, MaehpcError):
-                    missing(str(stamp))
-            wanted = {shard: bytes.fromhex(stamp) for shard, stamp in stamps.items() if isinstance(stamp, str)}
-            count = _brought_up_to_date(store, names, path, shards, wanted, readers, missing)
+            path = folder / f"block-{number:05d}.safetensors"
+            old = _read_block(path, names)
+            known = _stamps(old, shards) if old else {}
+            found = dict(zip(shards, readers.map(partial(_look, store, known), shards), strict=True))
+            for part in found.values():
+                if isinstance(part, MaehpcError):
+                    missing(str(part))
+            parts = {shard: part for shard, part in found.items() if isinstance(part, _Part)}
+            count = _brought_up_to_date(store, names, path, shards, old, known, parts)
             if count:
                 blocks.append((path, count))
-            absent.add(shard for shard in shards if shard not in wanted)
+            absent.add(shard for shard, part in found.items() if part is None)
             read(len(shards))
     if absent.count:
         missing(f"{absent.count} of {layout.shards} shards not explained: {absent}")
@@ -179,57 +171,62 @@ class Listed:
 _NAMED = 12
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A shard that is explained: its stamp, and its table of scores unless the block has them."""
+
+    stamp: bytes
+    table: NDArray[Any] | None
+
+
+def _look(store: MapStore, known: Mapping[int, bytes], shard: int) -> _Part | MaehpcError | None:
+    """A shard's scores, unless it still has the stamp that is known; None where it is not explained."""
+    try:
+        recorded = store.look(shard)
+        if recorded is None:
+            return None
+        stamp = bytes.fromhex(recorded.stamp)
+        return _Part(stamp, None if stamp == known.get(shard) else recorded.scores())
+    except MaehpcError as error:
+        return error
+
+
 def _brought_up_to_date(
     store: MapStore,
     names: list[str],
     path: Path,
     shards: range,
-    wanted: Mapping[int, bytes],
-    readers: ThreadPoolExecutor,
-    missing: Callable[[str], None],
+    old: Arrays,
+    known: Mapping[int, bytes],
+    parts: Mapping[int, _Part],
 ) -> int:
     """Writes a block anew where it is not what is wanted; returns how many images it has."""
-    old = _read_block(path, names)
-    known = _stamps(old, shards) if old else {}
+    wanted = {shard: part.stamp for shard, part in parts.items()}
     if old and known == wanted:
         return len(old[IMAGE])
-    kept = {shard for shard, stamp in wanted.items() if known.get(shard) == stamp}
-    new = [shard for shard in wanted if shard not in kept]
-    found = dict(zip(new, readers.map(lambda shard: _shard(store, names, shard), new), strict=True))
-    parts: dict[int, Arrays] = {}
-    for shard in wanted:
-        part = found.get(shard)
-        if isinstance(part, MaehpcError):
-            missing(str(part))
-        else:
-            parts[shard] = _rows(old, store.images(shard)) if part is None else part
     if not parts:
         path.unlink(missing_ok=True)
         return 0
-    table = np.zeros((len(shards), _STAMP_BYTES), np.uint8)
-    for shard in parts:
-        table[shard - shards.start] = np.frombuffer(wanted[shard], np.uint8)
-    arrays: dict[str, Any] = {name: np.concatenate([part[name] for part in parts.values()]) for name in [IMAGE, *names]}
+    runs = []
+    for kept, group in groupby(parts.items(), lambda item: item[1].table is None):
+        run = dict(group)
+        images = [store.images(shard) for shard in run]
+        if kept:
+            runs += [_rows(old, one) for one in images]
+        else:
+            table = np.concatenate([part.table for part in run.values() if part.table is not None])
+            runs.append({IMAGE: np.concatenate(images), **unpacked(store.layout, table, names)})
+    arrays = runs[0]
+    if len(runs) > 1:
+        arrays = {name: np.concatenate([run[name] for run in runs]) for name in [IMAGE, *names]}
+    stamps = np.zeros((len(shards), _STAMP_BYTES), np.uint8)
+    for shard, stamp in wanted.items():
+        stamps[shard - shards.start] = np.frombuffer(stamp, np.uint8)
     try:
-        with files.atomic_path(path) as temporary, temporary.open("wb") as handle:
-            np.savez(handle, **{_STAMPS: table, **arrays})
+        write_block(path, {_STAMPS: stamps, **arrays})
     except RunError as error:
         raise UnwritableError(str(error)) from error
     return len(arrays[IMAGE])
-
-
-def _stamp(store: MapStore, shard: int) -> str | MaehpcError | None:
-    try:
-        return store.stamp(shard)
-    except MaehpcError as error:
-        return error
-
-
-def _shard(store: MapStore, names: list[str], shard: int) -> Arrays | MaehpcError:
-    try:
-        return {IMAGE: np.array(store.images(shard), np.int64), **store.read_arrays(names, shard)}
-    except MaehpcError as error:
-        return error
 
 
 def _rows(block: Arrays, images: range) -> Arrays:
@@ -240,9 +237,8 @@ def _rows(block: Arrays, images: range) -> Arrays:
 def _read_block(path: Path, names: list[str]) -> Arrays:
     """All of a block; nothing where it is absent, damaged, or of other arrays."""
     try:
-        with np.load(path, allow_pickle=False) as block:
-            arrays = {name: block[name] for name in block.files}
-    except _DAMAGE:
+        arrays = read_block(path)
+    except ValueError:
         return {}
     return arrays if set(arrays) == {_STAMPS, IMAGE, *names} else {}
 

@@ -76,7 +76,7 @@ def say_what_remains(context: Context, store: MapStore, label: str, missing: lis
         context.progress.say(f"{label}: already done")
         return
     images, size = sum(len(store.images(shard)) for shard in missing), sum(map(layout.values_bytes, missing))
-    written = len(missing) * (len(layout.arrays) + 1)  # a file an array, and the record
+    written = len(missing) * (len(layout.shard_files(0)) + 1)  # and the record
     context.progress.say(
         f"{label}: {images} images in {len(missing)} shards, {written} files, about {human_bytes(size)}"
     )

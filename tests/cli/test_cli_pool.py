@@ -41,7 +41,7 @@ def test_two_workers_write_the_bytes_of_one_process(place: Path, finished: Path)
 def test_a_killed_worker_costs_its_shard_alone(place: Path, finished: Path) -> None:
     with running(place, shards=3) as process:
         # What a worker leaves that is killed while it writes, which this one may or may not be doing.
-        partial_name(place / "results/tiny/maps/digits.zarr/label/c.48").write_bytes(b"half")
+        partial_name(place / "results/tiny/maps/digits.zarr/scores/c.48.0").write_bytes(b"half")
         kill_one(psutil.Process(process.pid), named("ray::Actor"))
         _, told = process.communicate(timeout=120)
         assert process.returncode == 0, told

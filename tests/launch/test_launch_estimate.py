@@ -298,8 +298,11 @@ def test_arrays_are_those_of_the_stage(settings: dict[str, Any], task: str) -> N
     pack: Any = SimpleNamespace(info=info)
     dataset: Any = SimpleNamespace(preprocess=data)
     layout: StoreLayout = store_layout(run, pack, dataset, explainer, (height, height), 20, "0" * 64)
+    assert layout.table is not None
     stored = {
-        name: footprint.StoredArray(np.dtype(array.dtype).itemsize * math.prod(array.shape), array.is_map)
+        name: footprint.StoredArray(
+            math.prod(array.shape), np.dtype((array if array.is_map else layout.table).dtype).itemsize, array.is_map
+        )
         for name, array in layout.arrays.items()
     }
     ours = footprint.stored_arrays(recipe.explain, side, channels, vit.patches, 5, task == "multi-label")

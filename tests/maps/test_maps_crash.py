@@ -97,7 +97,7 @@ def test_killed_again_and_again_while_it_mends(
 ) -> None:
     """Each attempt dies a few steps further on; one damaged shard and one damaged metadata file stand at the start."""
     (whole / "maps/saliency/c.1.0.0").write_bytes(b"damaged")
-    (whole / "maps/label/zarr.json").unlink()
+    (whole / "maps/scores/zarr.json").unlink()
     for moment in range(2, 60, 4):
         child = start(maps_writer.die_at, whole, moment, maps_writer.explain, whole)
         child.join()

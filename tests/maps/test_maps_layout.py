@@ -15,10 +15,28 @@ def test_shards_cover_every_image_once(images: int, shard_images: int) -> None:
     assert all(stop - start == shard_images for start, stop in spans[:-1])
 
 
+MAP, NUMBER, CURVE = (
+    ArrayLayout(("y", "x"), (2, 2), "float32"),
+    ArrayLayout((), (), "int64"),
+    ArrayLayout(("step",), (3,), "bool"),
+)
+
+
 def test_shard_files_are_zarr_chunk_keys() -> None:
-    arrays = {"m": ArrayLayout(("y", "x"), (2, 2), "float32"), "label": ArrayLayout((), (), "int64")}
-    layout = StoreLayout(10, 3, arrays, {})
-    assert layout.shard_files(3) == ["label/c.3", "m/c.3.0.0"]
+    layout = StoreLayout(10, 3, {"m": MAP, "label": NUMBER, "curve": CURVE}, {})
+    assert layout.shard_files(3) == ["m/c.3.0.0", "scores/c.3.0"]
+    assert layout.shard_file("label", 1) == layout.shard_file("curve", 1) == "scores/c.1.0"
+    assert StoreLayout(10, 3, {"m": MAP}, {}).shard_files(0) == ["m/c.0.0.0"]
+    assert StoreLayout(10, 3, {"label": NUMBER}, {}).shard_files(0) == ["scores/c.0.0"]
+
+
+def test_a_score_has_a_column_a_number_in_the_order_of_names() -> None:
+    layout = StoreLayout(10, 3, {"m": MAP, "label": NUMBER, "curve": CURVE}, {})
+    assert layout.column_names == ["curve[0]", "curve[1]", "curve[2]", "label"]
+    assert layout.columns == {"curve": slice(0, 3), "label": slice(3, 4)}
+    assert layout.table == ArrayLayout(("score",), (4,), "float32")
+    precise = StoreLayout(10, 3, {"label": NUMBER, "exact": ArrayLayout((), (), "float64")}, {})
+    assert precise.table == ArrayLayout(("score",), (2,), "float64")
 
 
 @pytest.mark.parametrize(
@@ -36,10 +54,15 @@ def test_impossible_arrays_are_refused(dims: tuple[str, ...], shape: tuple[int, 
         ArrayLayout(dims, shape, dtype)
 
 
-@pytest.mark.parametrize("name", ["image", "zarr.json", "../m", "a/b", "", ".m"])
+@pytest.mark.parametrize("name", ["image", "score", "scores", "zarr.json", "../m", "a/b", "", ".m"])
 def test_names_that_leave_the_store_or_hide_are_refused(name: str) -> None:
     with pytest.raises(ValueError):
         StoreLayout(4, 2, {name: ArrayLayout((), (), "int64")}, {})
+
+
+def test_the_dimension_of_the_table_is_its_own() -> None:
+    with pytest.raises(ValueError, match="dimension 'score' of 'm'"):
+        StoreLayout(4, 2, {"m": ArrayLayout(("score", "x"), (2, 2), "float32")}, {})
 
 
 def test_a_dimension_has_one_size() -> None:

@@ -48,10 +48,14 @@ def test_reads_what_was_written(whole: Path) -> None:
 
 def test_zarr_reads_it_as_it_is(whole: Path) -> None:
     group = zarr.open_group(whole / "maps", mode="r", zarr_format=3, use_consolidated=False)
-    assert sorted(group.array_keys()) == sorted(["image", *LAYOUT.arrays])
+    assert sorted(group.array_keys()) == ["image", "saliency", "score", "scores"]
     assert dict(group.attrs) == LAYOUT.attributes
-    for name in LAYOUT.arrays:
-        assert same_bits(np.asarray(group[name][...]), expected(name))
+    assert same_bits(np.asarray(group["saliency"][...]), expected("saliency"))
+    names, table = group["score"][...].tolist(), np.asarray(group["scores"][...])
+    assert table.dtype == np.float32 and len(names) == 7
+    for name in ("label", "saliency_sensitivity", "flipped"):
+        columns = [place for place, column in enumerate(names) if column.partition("[")[0] == name]
+        assert same_bits(table[:, columns].reshape(expected(name).shape), expected(name).astype(np.float32))
     metadata = json.loads((whole / "maps/saliency/zarr.json").read_bytes())
     assert metadata["dimension_names"] == ["image", "y", "x"]
     assert metadata["chunk_grid"]["configuration"]["chunk_shape"] == [4, 6, 5]
@@ -64,13 +68,14 @@ def test_zarr_reads_it_as_it_is(whole: Path) -> None:
 
 def test_xarray_shows_it_with_names(whole: Path) -> None:
     with xarray.open_zarr(whole / "maps", consolidated=False) as data:
-        assert dict(data.sizes) == {"image": 10, "y": 6, "x": 5, "sample": 3}
-        assert list(data.coords) == ["image"]
+        assert dict(data.sizes) == {"image": 10, "y": 6, "x": 5, "score": 7}
+        assert sorted(data.coords) == ["image", "score"]
         assert data.image.values.tolist() == list(range(10))
         assert data.saliency.dims == ("image", "y", "x")
-        assert {name: str(data[name].dtype) for name in LAYOUT.arrays} == {
-            name: array.dtype for name, array in LAYOUT.arrays.items()
-        }
+        assert data.saliency.dtype == "float32" and data.scores.dims == ("image", "score")
+        assert data.scores.sel(score="label").values.tolist() == expected("label").tolist()
+        places = [f"saliency_sensitivity[{place}]" for place in range(3)]
+        assert same_bits(data.scores.sel(score=places).values, expected("saliency_sensitivity"))
         assert data.attrs["classes"] == ["left", "right"]
         assert same_bits(data.sel(image=9).saliency.values, expected("saliency")[9])
 
@@ -80,7 +85,7 @@ def test_unwritten_values_are_not_mistaken_for_results(tmp_path: Path) -> None:
         maps_writer.begin(tmp_path, owner).write_shard(1, maps_writer.values(LAYOUT, 1))
     with xarray.open_zarr(tmp_path / "maps", consolidated=False) as data:
         assert np.isnan(data.saliency[:4]).all() and np.isnan(data.saliency[8:]).all()
-        assert (data.label[:4] == -1).all()
+        assert np.isnan(data.scores[:4]).all() and not np.isnan(data.scores[4:8]).any()
     store = opened(tmp_path)
     assert store.missing() == [0, 2] and store.shards(deep=True) == [1] and not store.complete
     with pytest.raises(RunError, match=r"shard 0 of .* is not recorded; run explain"):
@@ -107,7 +112,8 @@ def stores(draw: st.DrawFn) -> tuple[StoreLayout, dict[str, np.ndarray[Any, Any]
         shape = draw(st.lists(st.integers(1, 4), max_size=3).map(tuple))
         dtype = draw(st.sampled_from(["float16", "float32", "float64", "int32", "int64", "uint8", "bool"]))
         layouts[f"a{index}"] = ArrayLayout(tuple(f"d{index}{axis}" for axis in range(len(shape))), shape, dtype)
-        arrays[f"a{index}"] = draw(hnp.arrays(dtype, (images, *shape)))
+        exact = st.integers(-(2**24), 2**24) if dtype in ("int32", "int64") else None  # what a table of scores takes
+        arrays[f"a{index}"] = draw(hnp.arrays(dtype, (images, *shape), elements=exact))
     attributes = draw(
         st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False), max_size=3)
     )
@@ -139,7 +145,11 @@ def test_any_store_comes_back_bit_for_bit_in_any_order(
         assert again.layout == layout
         for key, array in arrays.items():
             assert same_bits(np.concatenate([again.read(key, shard) for shard in again.shards()]), array)
-            assert same_bits(np.asarray(group[key][...]), array)
+            if layout.arrays[key].is_map:
+                assert same_bits(np.asarray(group[key][...]), array)
+            else:
+                table = np.asarray(group["scores"][...])[:, layout.columns[key]]
+                assert same_bits(table.astype(array.dtype).reshape(array.shape), array)
 
 
 def test_a_second_run_computes_nothing_and_changes_nothing(whole: Path, reference: dict[str, bytes]) -> None:
@@ -253,9 +263,34 @@ def test_opening_says_what_is_absent(tmp_path: Path, whole: Path) -> None:
         opened(tmp_path)
     with pytest.raises(InputError, match="is absent or unreadable"):
         verify(tmp_path / "maps", tmp_path / "ledger")
-    (whole / "maps/label/zarr.json").unlink()
-    with pytest.raises(InputError, match=r"label/zarr\.json is absent; run explain again"):
+    (whole / "maps/scores/zarr.json").unlink()
+    with pytest.raises(InputError, match=r"scores/zarr\.json is absent; run explain again"):
         opened(whole)
+
+
+def test_a_store_in_another_format_is_left_alone(whole: Path) -> None:
+    path = whole / "ledger/store.json"
+    record = json.loads(path.read_bytes())
+    assert record["format"] == 2
+    for other in ({**record, "format": 3}, {key: value for key, value in record.items() if key != "format"}):
+        path.write_text(json.dumps(other))
+        before = maps_writer.contents(whole)
+        for act in (lambda: opened(whole), lambda: maps_writer.explain(whole)):
+            with pytest.raises(InputError, match=r"in another format .*another --name"):
+                act()
+        attempts = [name for name in maps_writer.contents(whole) if name not in before]
+        assert {name: maps_writer.contents(whole)[name] for name in before} == before and len(attempts) <= 1
+
+
+def test_an_integer_that_the_table_does_not_hold_is_refused(tmp_path: Path) -> None:
+    arrays = maps_writer.values(LAYOUT, 0)
+    arrays["label"] = arrays["label"] * 0 + 2**24 + 1
+    with (
+        own(tmp_path / "ledger") as owner,
+        pytest.raises(ValueError, match="label holds an integer that is no float32"),
+    ):
+        maps_writer.begin(tmp_path, owner).write_shard(0, arrays)
+    assert opened(tmp_path).missing() == [0, 1, 2]
 
 
 def test_a_stale_attempt_records_nothing_more(tmp_path: Path) -> None:

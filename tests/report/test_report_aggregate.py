@@ -282,7 +282,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 def test_a_flipped_bit_in_scores_leaves_the_shard_out(explained: Path) -> None:
-    path = explained / "demo" / "maps" / "digits.zarr" / "saliency_sensitivity_max" / "c.1"
+    path = explained / "demo" / "maps" / "digits.zarr" / "scores" / "c.1.0"
     flip_a_bit(path)
     summary = aggregate(explained)
     (sentence,) = lacking(summary, "demo/digits")

@@ -16,6 +16,7 @@ import torch
 import xarray
 import zarr
 from tiny import in_child, killed_after, killed_when, tiny_context, tiny_recipe
+from zarr_stores import arrays_of_store
 
 from maehpc import files, maps
 from maehpc.data import Preprocess, open_split, prepare
@@ -82,13 +83,15 @@ def test_everything_of_the_design_is_on_the_disk(finished: Context) -> None:
 def test_xarray_opens_the_store_with_names(finished: Context) -> None:
     store = xarray.open_zarr(finished.experiment.maps("digits"), consolidated=False)
     assert dict(store.sizes) == {
-        "image": 20, "y": 8, "x": 8, "grid_y": 4, "grid_x": 4, "class": 10, "sample": 2, "channel": 3,
+        "image": 20, "y": 8, "x": 8, "grid_y": 4, "grid_x": 4, "channel": 3, "score": 10 + 3 + 2 + 3 * (2 + 3) + 1,
     }  # fmt: skip
     assert store.attrs["methods"] == ["saliency", "gradcam", "deeplift"]
     assert list(store["image"].values) == list(range(20))
-    maximum = store["saliency_sensitivity"].max("sample").values
-    np.testing.assert_array_equal(store["saliency_sensitivity_max"].values, maximum)
-    np.testing.assert_array_equal(store["prediction"].values, store["logits"].values.argmax(1))
+    scores = store["scores"]
+    samples = scores.sel(score=["saliency_sensitivity[0]", "saliency_sensitivity[1]"])
+    np.testing.assert_array_equal(scores.sel(score="saliency_sensitivity_max"), samples.max("score"))
+    logits = scores.sel(score=[f"logits[{place}]" for place in range(10)])
+    np.testing.assert_array_equal(scores.sel(score="prediction"), logits.argmax("score"))
 
 
 @pytest.mark.parametrize(
@@ -118,24 +121,29 @@ def test_zarr_and_xarray_open_every_array_that_explain_writes(
         explain(context, "digits")
     path = context.experiment.maps("digits")
     store = MapStore.open(path, context.experiment.ledger("digits"))
-    group = zarr.open_group(path, mode="r")
-    assert set(group.array_keys()) == {"image", *store.layout.arrays}
+    stored = arrays_of_store(path)
+    assert set(stored) == {"image", *store.layout.arrays}
     with xarray.open_zarr(path, consolidated=False) as data:
-        assert set(data.data_vars) == set(store.layout.arrays)
+        assert (
+            set(data.data_vars)
+            == set(store.layout.stored)
+            == set(context.recipe.explain.methods) | {"pixels", "scores"}
+        )
+        assert data.image.values.tolist() == list(range(store.layout.images))
         for name, layout in store.layout.arrays.items():
             written = np.concatenate([store.read(name, shard) for shard in store.shards()])
             assert written.shape == (store.layout.images, *layout.shape) and str(written.dtype) == layout.dtype
-            for values in (np.asarray(group[name][...]), data[name].values):
-                assert (values.dtype, values.shape) == (written.dtype, written.shape), name
-                assert values.tobytes() == written.tobytes(), name
-            assert group[name].metadata.dimension_names == data[name].dims == ("image", *layout.dims)
-            assert list(data[name].coords) == ["image"]
-            assert data[name].image.values.tolist() == list(range(store.layout.images))
+            assert stored[name].shape == written.shape
+            assert stored[name].astype(written.dtype).tobytes() == written.tobytes(), name
+            if layout.is_map:
+                assert stored[name].dtype == written.dtype
+                assert data[name].values.tobytes() == written.tobytes(), name
+                assert data[name].dims == ("image", *layout.dims)
 
 
 def test_the_store_holds_what_the_explainer_says_of_each_image_alone(finished: Context) -> None:
     recipe = finished.recipe
-    store = zarr.open_group(str(finished.experiment.maps("digits")), mode="r")
+    store = arrays_of_store(finished.experiment.maps("digits"))
     with prepare("digits", 28, finished.packs) as pack:
         classifier = load_classifier(
             finished, pack, finished.experiment.stage("finetune", "digits") / "classifier.safetensors"
@@ -250,7 +258,7 @@ def test_a_flipped_bit_in_a_finished_store_is_named_forgotten_and_computed_anew(
     broken, lines = said(copy_of(finished, tmp_path))
     root = broken.experiment.root
     expected = tree(broken.experiment.maps("digits"))
-    victim = broken.experiment.maps("digits") / "saliency_sensitivity" / "c.1.0"
+    victim = broken.experiment.maps("digits") / "scores" / "c.1.0"
     damage_flip(victim)
 
     assert explain(broken, "digits")["computed"] == 0  # every byte of a finished store is verify's to read
@@ -284,7 +292,7 @@ def test_a_store_that_is_gone_on_with_is_read_whole_first(finished: Context, tmp
     lines.clear()
     assert explain(broken, "digits")["computed"] == 2
     arrays = dict(zarr.open_group(str(broken.experiment.maps("digits")), mode="r").arrays())
-    del arrays["image"]
+    del arrays["image"], arrays["score"]
     size = human_bytes(sum(array[:12].nbytes for array in arrays.values()))
     assert lines[:2] == [
         "explain digits: reading what is there",
@@ -303,10 +311,10 @@ def test_shards_and_batches_do_not_change_a_number_beyond_rounding(finished: Con
         other = copy_of(finished, folder, *overrides)
         forget_explanations(other)
         explain(other, "digits")
-        stores.append(zarr.open_group(str(other.experiment.maps("digits")), mode="r"))
-    reference = zarr.open_group(str(finished.experiment.maps("digits")), mode="r")
+        stores.append(arrays_of_store(other.experiment.maps("digits")))
+    reference = arrays_of_store(finished.experiment.maps("digits"))
     for store in stores:
-        for name in reference.array_keys():
+        for name in reference:
             np.testing.assert_allclose(store[name][:], reference[name][:], rtol=2e-3, atol=1e-5, err_msg=name)
 
 
@@ -321,10 +329,9 @@ def test_the_cut_into_shards_and_threads_change_no_bit(finished: Context, tmp_pa
         explain(other, "digits")
     finally:
         torch.set_num_threads(threads)
-    reference = zarr.open_group(str(finished.experiment.maps("digits")), mode="r")
-    store = zarr.open_group(str(other.experiment.maps("digits")), mode="r")
-    assert sorted(store.array_keys()) == sorted(reference.array_keys())
-    for name in reference.array_keys():
+    reference, store = (arrays_of_store(one.experiment.maps("digits")) for one in (finished, other))
+    assert sorted(store) == sorted(reference)
+    for name in reference:
         assert store[name][:].tobytes() == reference[name][:].tobytes(), name
 
 
@@ -394,9 +401,9 @@ def test_sensitivity_can_be_left_out(finished: Context, tmp_path: Path) -> None:
     plain = copy_of(finished, tmp_path, "explain.sensitivity.samples=0")
     forget_explanations(plain)
     explain(plain, "digits")
-    store = zarr.open_group(str(plain.experiment.maps("digits")), mode="r")
-    assert {"saliency", "gradcam", "deeplift"} <= set(store.array_keys())
-    assert not [name for name in store.array_keys() if "sensitivity" in name or name == "flipped"]
+    store = arrays_of_store(plain.experiment.maps("digits"))
+    assert {"saliency", "gradcam", "deeplift"} <= set(store)
+    assert not [name for name in store if "sensitivity" in name or name == "flipped"]
 
 
 def test_verify_names_damaged_packs_and_what_nothing_vouches_for(finished: Context, tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""A shard's scores as one table: a row an image, a column a number. One file holds it, whatever is measured.
+
+An image has dozens of scores of a few bytes. A file each would be most of a store's files, and most of a report's time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maehpc.maps.layout import StoreLayout
+
+
+def packed(layout: StoreLayout, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """The table [n, columns] of n images' scores.
+
+    Args:
+        layout: of the store, which has scores.
+        arrays: every score of it by name, [n, *shape], and any others.
+
+    Raises:
+        ValueError: a number is an integer that the table's type does not hold.
+    """
+    assert layout.table is not None
+    images = len(arrays[next(iter(layout.columns))])
+    table = np.empty((images, *layout.table.shape), layout.table.dtype)
+    for name, columns in layout.columns.items():
+        values = arrays[name].reshape(images, -1)
+        table[:, columns] = values
+        if values.dtype.kind == "i" and not np.array_equal(table[:, columns], values):
+            raise ValueError(f"{name} holds an integer that is no {layout.table.dtype}")
+    return table
+
+
+def unpacked(layout: StoreLayout, table: NDArray[Any], names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Some scores by name, [n, *shape] in their own types, from the table [n, columns] of n images."""
+    return {
+        name: table[:, layout.columns[name]].astype(layout.arrays[name].dtype).reshape(-1, *layout.arrays[name].shape)
+        for name in names
+    }
