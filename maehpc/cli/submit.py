@@ -225,14 +225,14 @@ def _after(words: tuple[str, ...], results: Path, kind: str) -> tuple[list[JobFo
 def _show(request: Request, as_json: bool) -> None:
     """What would be submitted, and what it would cost."""
     from maehpc.launch.estimate import estimate, hardware_for
-    from maehpc.launch.plan import REPORT, chain_of, preview
+    from maehpc.launch.plan import REPORT, chain_of, preview, ranks_of
 
     jobs = preview(request)
     first = request.members[0]
     stages = [stage for stage in chain_of(request.stage, first.recipe) if stage != REPORT]
     profile = request.profile
-    ranks = profile.nodes * profile.ranks_per_node if profile.kind == "slurm" else getattr(profile, "tasks", 1)
-    cost = estimate(first.recipe, stages, experiment=first.experiment, hardware=hardware_for(profile), ranks=ranks)
+    hardware, ranks = hardware_for(profile), ranks_of(profile)
+    cost = estimate(first.recipe, stages, experiment=first.experiment, hardware=hardware, ranks=ranks)
     members = len(request.members) + len(request.also)
     if as_json:
         told = [{"job": job.label, "members": job.members, "script": job.script} for job in jobs]

@@ -1,5 +1,7 @@
 """A pool over the hosts of a job: rank 0 begins the cluster and drives it, every other host joins.
 
+A job in the background of this machine has rank 0 alone, and its cluster keeps all others out.
+
     rank 0                                   one task on each other host
     cluster of Ray, announced in             waits for the announcement, joins, and begins
     the job's folder; the driver             anew where Ray ends; ends with the attempt
@@ -14,7 +16,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,14 +73,18 @@ def fleet(
         InputError: a host has fewer GPUs than workers.
         RunError: there is no such network interface.
     """
+    from maehpc.pool.cluster import LOOPBACK, cluster
     from maehpc.stages.fleet import Fleet, threads_each
 
     profile, each = parse_profile(record.profile), record.workers_per_node
     gpus = _gpus(context.device, each)
     threads = profile.threads or threads_each(_cpus(seat), each)
-    address = address_for(seat.hosts[1:], _interface(profile))
-    cluster = partial(_called, job, record, seat, attempt, context, absent, each, gpus * each, address)
-    return Fleet(each * len(seat.hosts), threads, gpus, cluster, seconds_left)
+    if seat.scheduler == "local":
+        begun: Callable[[Announce], AbstractContextManager[Lost]] = partial(cluster, each, gpus * each, LOOPBACK)
+    else:
+        address = address_for(seat.hosts[1:], _interface(profile))
+        begun = partial(_called, job, record, seat, attempt, context, absent, each, gpus * each, address)
+    return Fleet(each * len(seat.hosts), threads, gpus, begun, seconds_left)
 
 
 @contextmanager
@@ -299,5 +305,7 @@ def _gpus(device: torch.device, workers: int) -> int:
         return 0
     seen = _visible_gpus()
     if seen < workers:
-        raise InputError(f"{workers} workers a host, and PyTorch sees {seen} GPUs; ask for as many GPUs a node")
+        raise InputError(
+            f"{workers} workers a host, and PyTorch sees {seen} GPUs; ask for as many GPUs a node, or fewer tasks"
+        )
     return 1

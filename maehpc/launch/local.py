@@ -191,10 +191,12 @@ def environment(record: JobRecord, profile: LocalProfile) -> dict[str, str]:
 def shell_text(job: Path, record: JobRecord, dependency: str | None) -> str:
     """What a job does on this machine, as a shell would be told; it is shown, and not run."""
     code = shlex.quote(record.code)
+    workers = record.workers_per_node
+    processes = f"a pool of {workers} workers" if workers else f"{record.tasks_per_node} ranks"
     return "\n".join(
         [
             "#!/bin/bash",
-            f"# in the background of this machine: {record.tasks_per_node} ranks, {record.time_min} min",
+            f"# in the background of this machine: {processes}, {record.time_min} min",
             *([f"# waits for {dependency}"] if dependency else []),
             f"cd {shlex.quote(record.directory or record.results)}",
             f"export PYTHONPATH={code} PYTHONSAFEPATH=1",

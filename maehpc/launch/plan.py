@@ -22,7 +22,7 @@ from maehpc.recipes import Recipe
 MOST_MEMBERS = 1000
 """Of a sweep; Slurm's own default for the size of an array is 1001."""
 EXPLAIN = "explain"
-"""The stage that several hosts compute as a pool."""
+"""The stage that a pool computes where a job would have several ranks."""
 REPORT = "report"
 """The stage that aggregates a finished pipeline."""
 REPORT_MIN = 60
@@ -95,9 +95,16 @@ class Step:
     records: tuple[JobRecord, ...]
 
 
+def ranks_of(profile: Profile) -> int:
+    """Ranks of a job there; the pool that explains has as many workers instead."""
+    if isinstance(profile, SlurmProfile):
+        return profile.nodes * profile.ranks_per_node
+    return profile.tasks if isinstance(profile, LocalProfile) else 1
+
+
 def pools(profile: Profile) -> bool:
     """Whether explaining is one pool of workers there, which may serve several experiments."""
-    return isinstance(profile, SlurmProfile) and profile.nodes * profile.ranks_per_node > 1
+    return ranks_of(profile) > 1
 
 
 def chain_of(stage: str, recipe: Recipe) -> tuple[str, ...]:
@@ -181,7 +188,8 @@ def _record(request: Request, stage: str, member: Member, code: Snapshot) -> Job
         profile = profile.model_copy(update={"python": python})
     else:
         assert isinstance(profile, LocalProfile)
-        nodes, tasks, time_min = 1, 1 if stage == REPORT else profile.tasks, profile.time_min
+        workers = profile.tasks if stage == EXPLAIN and pools(profile) else 0
+        nodes, tasks, time_min = 1, 1 if workers or stage == REPORT else profile.tasks, profile.time_min
     return JobRecord(
         stage=stage,
         experiment=member.experiment.root.name,
@@ -328,13 +336,7 @@ def _check_min_nodes(request: Request, least: int) -> None:
 
 
 def _check_metrics_port(request: Request, port: int) -> None:
-    profile = request.profile
     if EXPLAIN not in chain_of(request.stage, request.members[0].recipe):
         raise InputError(f"--metrics-port {port}: metrics tell of explaining; leave it out of {request.stage}")
-    if isinstance(profile, LocalProfile) and profile.tasks > 1:
-        raise InputError(
-            f"--metrics-port {port}: the {profile.tasks} ranks of a local job have no common count; use `maehpc run "
-            f"{request.stage} --workers {profile.tasks}`"
-        )
     if port and len(request.members) > 1:
         raise InputError(f"--metrics-port {port}: members of a sweep may share a host; give 0 for a free port each")

@@ -132,7 +132,7 @@ class LocalProfile(_Common):
     """In the background on this machine, through submitit's local executor."""
 
     kind: Literal["local"] = Field(description="local: in the background on this machine")
-    tasks: Positive = Field(1, description="ranks of a job")
+    tasks: Positive = Field(1, description="ranks of a job, or workers where it explains")
     gpus: Annotated[int, Field(ge=0)] | None = Field(None, description="GPUs of a job; null: all that are visible here")
     time_min: Minutes = 7 * 24 * 60
     parallel: Positive = Field(1, description="jobs of one results folder that may run at once; others wait")

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from launch_jobs import new_job, start
+from tiny import tiny_context
 
-from maehpc.errors import LostRanksError, RunError
+from maehpc.errors import InputError, LostRanksError, RunError
+from maehpc.explain.explainer import passes_that_fit
 from maehpc.interruption import Stop
 from maehpc.launch import allocation
 from maehpc.launch.record import JobFolder, Outcome
 from maehpc.launch.seat import Seat
+from maehpc.stages.fleet import Fleet
 
+SIDE_BY_SIDE = min(len(os.sched_getaffinity(0)), passes_that_fit())
+HERE = Seat("local", "7", 0, 0, 1, 0, 1, ("here",), None, None)
 SEAT = Seat("slurm", "7", 0, 1, 2, 0, 1, ("n1", "n2"), None, 1)
 
 
@@ -51,6 +59,27 @@ def joins(monkeypatch: pytest.MonkeyPatch, *answers: Any) -> list[tuple[Any, ...
 
     monkeypatch.setattr("maehpc.pool.cluster.join", join)
     return asked
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(3, 3), (None, max(1, SIDE_BY_SIDE // 2))])
+def test_a_job_of_this_machine_gives_each_worker_its_threads(
+    threads: int | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = {"kind": "local", "tasks": 2, "threads": threads}
+    job = new_job(tmp_path / "results", stage="explain", workers_per_node=2, nodes=1, profile=profile)
+    context = tiny_context(tmp_path / "results")
+
+    def fleet(device: str) -> Fleet:
+        given = replace(context, device=torch.device(device))
+        return allocation.fleet(job, job.record(), HERE, 1, given, lambda: None, set())
+
+    made = fleet("cpu")
+    assert (made.workers, made.threads, made.gpus) == (2, expected, 0)
+    monkeypatch.setattr(allocation, "_visible_gpus", lambda: 1)
+    with pytest.raises(InputError, match=r"2 workers .* PyTorch sees 1 GPUs"):
+        fleet("cuda")
+    monkeypatch.setattr(allocation, "_visible_gpus", lambda: 2)
+    assert fleet("cuda").gpus == 1
 
 
 def test_an_attempt_that_had_nothing_to_do_needs_no_hosts(job: JobFolder) -> None:

@@ -103,6 +103,18 @@ def test_several_ranks_explain_as_a_pool_with_one_task_a_host(
     assert record.profile["cpus_per_task"] == cpus
 
 
+@pytest.mark.parametrize(
+    ("stage", "asked", "tasks", "workers"),
+    [("explain", 2, 1, 2), ("explain", 1, 1, 0), ("pretrain", 2, 2, 0), ("report", 2, 1, 0)],
+)
+def test_several_tasks_of_this_machine_explain_as_a_pool(
+    stage: str, asked: int, tasks: int, workers: int, tmp_path: Path
+) -> None:
+    wanted = here(tmp_path, stage="pipeline", profile={"tasks": asked})
+    records = {step.stage: step.records[0] for step in plan.steps_of(wanted, Snapshot(tmp_path, "0" * 64))}
+    assert (records[stage].tasks_per_node, records[stage].workers_per_node) == (tasks, workers)
+
+
 POOL = {"nodes": 4, "tasks_per_node": 2, "gpus_per_node": 2}
 
 
@@ -146,8 +158,7 @@ def test_metrics_are_of_explaining_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--metrics-port 9400: members of a sweep"):
         check_request(request(tmp_path, "explain", names=("a", "b"), metrics_port=9400))
     check_request(here(tmp_path, stage="explain", metrics_port=9400))
-    with pytest.raises(InputError, match=r"2 ranks of a local job .* --workers 2"):
-        check_request(here(tmp_path, stage="explain", metrics_port=9400, profile={"tasks": 2}))
+    check_request(here(tmp_path, stage="explain", metrics_port=9400, profile={"tasks": 2}))
 
 
 def test_wishes_of_the_command_line_are_checked_like_a_file() -> None:
@@ -341,9 +352,11 @@ def test_jobs_in_the_background_survive_their_client_and_come_one_after_another(
         assert os.getsid(int(one.accepted.job_id)) == int(one.accepted.job_id)
     until(lambda: succeeded(again[-1].job), 240)
     assert (background / "study" / "report" / "index.html").is_file()
-    assert {path.name for path in again[0].job.logs.iterdir()} == {
-        f"{again[0].accepted.job_id}_{rank}_log.{kind}" for rank in (0, 1) for kind in ("out", "err")
-    } | {"controller.log"}
+    for one, ranks in ((again[0], (0, 1)), (again[2], (0,))):  # pretraining has two ranks, explaining a pool
+        assert {path.name for path in one.job.logs.iterdir()} == {
+            f"{one.accepted.job_id}_{rank}_log.{kind}" for rank in ranks for kind in ("out", "err")
+        } | {"controller.log"}
+    assert '"workers": 2' in (background / "study" / "pool.jsonl").read_text()
 
 
 @pytest.mark.slow
