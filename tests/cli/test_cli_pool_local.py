@@ -76,6 +76,8 @@ def test_a_background_pool_is_killed_cancelled_and_resumed(run: Run, place: Path
     assert not list((place / "results" / "tiny").glob(".pool/*"))
     (row,) = json.loads(run("status", "--json", "tiny").out)["jobs"]
     assert (row["state"], row["attempt"]) == ("cancelled", 2)
+    ended = job.outcome(2)
+    assert ended is not None and ended.outcome == "interrupted" and not ended.requeue
 
     missing = 60 - len(recorded(place))
     assert missing > 0
