@@ -16,7 +16,8 @@ def command(jobs: tuple[str, ...], results: Path) -> None:
     """End jobs, waiting or running, and those that wait for them.
 
     JOB is EXPERIMENT (all of its jobs), EXPERIMENT/NUMBER, EXPERIMENT/STAGE, a job's folder or the scheduler's id. A
-    running job finishes its step and saves, if the site's grace allows; `maehpc resume` goes on from there.
+    pool that explains several experiments is a job of each, and ends for all of them. A running job finishes its step
+    and saves, if the site's grace allows; `maehpc resume` goes on from there.
     """
     from maehpc.launch.control import cancel
     from maehpc.launch.named import find_jobs

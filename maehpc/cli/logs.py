@@ -37,8 +37,8 @@ def command(job: str, results: Path, follow: bool, rank: int | None, streams: st
     """Print what the ranks of JOB printed, standard output and error, file by file.
 
     JOB is EXPERIMENT (its newest job that has begun, and with -f those that come after it), EXPERIMENT/NUMBER,
-    EXPERIMENT/STAGE, a job's folder or the scheduler's id. Where the job has several ranks, each line begins with the
-    number of its rank.
+    EXPERIMENT/STAGE, a job's folder or the scheduler's id. A pool that explains several experiments is a job of each.
+    Where the job has several ranks, each line begins with the number of its rank.
     """
     from maehpc.launch.named import find_jobs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from maehpc.launch.record import JobFolder
     from maehpc.launch.status import Reading, Row
+
+    Asked = Mapping[JobFolder, Collection[str]]
+    """Jobs, each with the experiments by whose name it was asked for; none: for all that it works on."""
 
 REDRAW_S = 2.0
 """Seconds between two looks at the jobs' folders."""
@@ -54,18 +57,20 @@ _STYLES = {
 def command(jobs: tuple[str, ...], results: Path, everything: bool, watch: bool, as_json: bool) -> None:
     """Show what jobs do: those below --results, or those named.
 
-    A job is named by EXPERIMENT (all of it), EXPERIMENT/NUMBER, EXPERIMENT/STAGE, its folder or the scheduler's id.
-    Without a name, experiments that have ended are left out, except for failures that no later job has replaced.
+    A job is named by EXPERIMENT (all of it), EXPERIMENT/NUMBER, EXPERIMENT/STAGE, its folder or the scheduler's id. A
+    pool that explains several experiments is a job of each, and tells the data sets of the one that was named. Without
+    a name, experiments that have ended are left out, except for failures that no later job has replaced.
 
     States: waiting, held, starting, running, suspended, stopping, continuing (requeued, before its next attempt), done,
     failed, cancelled, and unknown where neither the scheduler nor the job's own records tell.
 
-    With --json an object is printed: "jobs" holds for each job its job, folder, experiment, stage, scheduler, job_id,
-    state, sentence, slurm_state, slurm_reason, nodes_asked, nodes, attempt, phase, dataset, parts, rates, failures,
-    done, total, unit, images_per_second, seconds_left, wall_seconds_left, loss, first_step_seconds, sequence (null
-    where not known); parts holds done and total of each data set where several are worked on at once, rates their
-    images a second, failures how many times a shard of a data set failed or ended its worker; "left_out" is the number
-    of jobs not shown, "silence" says why Slurm could not be asked.
+    With --json an object is printed: "jobs" holds for each job its job, folder, experiment, also, stage, scheduler,
+    job_id, state, sentence, slurm_state, slurm_reason, nodes_asked, nodes, attempt, phase, dataset, parts, rates,
+    failures, done, total, unit, images_per_second, seconds_left, wall_seconds_left, loss, first_step_seconds, sequence
+    (null where not known); also holds further experiments that the same pool explains, parts done and total of each
+    data set where several are worked on at once, rates their images a second, failures how many times a shard of a data
+    set failed or ended its worker; "left_out" is the number of jobs not shown, "silence" says why Slurm could not be
+    asked.
     """
     from maehpc.launch.status import read
 
@@ -75,7 +80,8 @@ def command(jobs: tuple[str, ...], results: Path, everything: bool, watch: bool,
     if watch:
         _watch(find, everything or bool(jobs))
         return
-    reading = read(find())
+    asked = find()
+    reading = read(list(asked))
     rows = _chosen(reading, everything or bool(jobs))
     if as_json:
         told = {"jobs": [row.as_json() for row in rows], "left_out": len(reading.rows) - len(rows)}
@@ -83,21 +89,26 @@ def command(jobs: tuple[str, ...], results: Path, everything: bool, watch: bool,
         return
     if reading.silence:
         click.echo(f"maehpc: {reading.silence}; states are as recorded, or unknown", err=True)
-    _print(rows, len(reading.rows) - len(rows), results)
+    _print(rows, asked, len(reading.rows) - len(rows), results)
 
 
-def _finder(words: tuple[str, ...], results: Path) -> Callable[[], list[JobFolder]]:
+def _finder(words: tuple[str, ...], results: Path) -> Callable[[], Asked]:
     """How the jobs are looked up; again at every look, since new ones may appear."""
-    from maehpc.launch.named import find_jobs, jobs_below
+    from maehpc.launch.named import find, jobs_below
 
-    def find() -> list[JobFolder]:
+    def look_up() -> Asked:
         if not words:
-            return jobs_below(results)
-        return list(dict.fromkeys(job for word in words for job in find_jobs(word, results)))
+            return dict.fromkeys(jobs_below(results), ())
+        names: dict[JobFolder, list[str | None]] = {}
+        for word in words:
+            meant = find(word, results)
+            for job in meant.jobs:
+                names.setdefault(job, []).append(meant.experiment)
+        return {job: [one for one in found if one] if None not in found else () for job, found in names.items()}
 
     if not words and not results.is_dir():
         raise InputError(f"--results {results}: there is no such folder")
-    return find
+    return look_up
 
 
 def _chosen(reading: Reading, everything: bool) -> list[Row]:
@@ -113,7 +124,7 @@ def _left_out(shown: list[Row], left_out: int, results: Path) -> str | None:
     return None if shown else f"there are no jobs below {results}"
 
 
-def _print(rows: list[Row], left_out: int, results: Path) -> None:
+def _print(rows: list[Row], asked: Asked, left_out: int, results: Path) -> None:
     from maehpc.cli.terminal import stdout
 
     console = stdout()
@@ -122,7 +133,7 @@ def _print(rows: list[Row], left_out: int, results: Path) -> None:
     else:
         for line in _lines(rows):
             click.echo(line)
-    for line in _sentences(rows, _Standstill()):
+    for line in _sentences(rows, _Standstill(), asked):
         click.echo(line)
     last = _left_out(rows, left_out, results)
     if last:
@@ -185,18 +196,19 @@ class _Standstill:
         return now - before[1]
 
 
-def _sentences(rows: list[Row], still: _Standstill) -> list[str]:
-    """What the table has no room for: why a job waits or stands still, and a line a data set."""
-    from maehpc.launch.status import parts
+def _sentences(rows: list[Row], still: _Standstill, asked: Asked | None = None) -> list[str]:
+    """What the table has no room for: what shares a pool, why a job waits or stands still, and a line a data set."""
+    from maehpc.launch.status import parts, together
 
     found = []
     for row in rows:
         seconds = still.seconds(row)
-        words = [row.sentence] if row.sentence else []
+        names = (asked or {}).get(row.job, ())
+        words = [told for told in (together(row.record, names), row.sentence) if told]
         words += [f"nothing has moved for {seconds:.0f} s"] if seconds >= STILL_S else []
         if words:
             found.append(f"{row.job.label}: {'; '.join(words)}")
-        found += [f"{row.job.label}: {told}" for told in parts(row)]
+        found += [f"{row.job.label}: {told}" for told in parts(row, names)]
     return found
 
 
@@ -205,7 +217,7 @@ def _marks(reading: Reading) -> list[tuple[Path, int, str]]:
     return [(row.job.path, row.attempt, row.state) for row in reading.rows]
 
 
-def _watch(find: Callable[[], list[JobFolder]], everything: bool) -> None:
+def _watch(find: Callable[[], Asked], everything: bool) -> None:
     """Shows the jobs again and again until none can change by itself."""
     from rich.console import Console, Group
     from rich.live import Live
@@ -222,7 +234,8 @@ def _watch(find: Callable[[], list[JobFolder]], everything: bool) -> None:
 
     def look() -> RenderableType:
         nonlocal reading, shown, printed, age
-        jobs = find()
+        asked = find()
+        jobs = list(asked)
         marks = None if reading is None else _marks(reading)
         fresh = reading is None or age + 1 >= ASK_EVERY
         reading = read(jobs, None if fresh or reading is None else reading.scheduler)
@@ -233,7 +246,7 @@ def _watch(find: Callable[[], list[JobFolder]], everything: bool) -> None:
         before = {row.job.path for row in shown}
         chosen = {row.job.path for row in _chosen(reading, everything)}
         shown = [row for row in reading.rows if row.job.path in before | chosen]
-        told = _sentences(shown, still)
+        told = _sentences(shown, still, asked)
         told += [f"{reading.silence}; states are as recorded, or unknown"] if reading.silence else []
         told += [] if shown else ["no job goes on"]
         lines = [*_lines(shown), *told]

@@ -22,12 +22,22 @@ from maehpc.experiment import Experiment
 from maehpc.launch import submission
 from maehpc.launch.plan import EXPLAIN, Request, Step, check_request, steps_of
 from maehpc.launch.profile import SlurmProfile
-from maehpc.launch.record import Accepted, ArrayMember, JobFolder, JobRecord, Submission, jobs_of
+from maehpc.launch.record import (
+    Accepted,
+    ArrayMember,
+    JobFolder,
+    JobRecord,
+    Submission,
+    explaining,
+    jobs_of,
+    next_number,
+    pooled_numbers,
+)
 from maehpc.launch.snapshot import Snapshot, discard_snapshot, take_snapshot
 from maehpc.ownership import turn
 
 _LOCK = ".submit.lock"
-_INCOMPARABLE = {"command", "directory", "array"}
+_INCOMPARABLE = {"command", "directory", "array", "numbers"}
 """Of two records: what does not make them different jobs."""
 
 
@@ -92,15 +102,10 @@ def _refuse_other_pools(request: Request) -> None:
         return
     first = {member.experiment.root.name for member in request.members}
     ours = {one.experiment.root.name: set(one.recipe.datasets) for one in (*request.members, *request.also)}
-    for path in sorted(request.results.glob(f"*/jobs/*-{EXPLAIN}")):
-        job = JobFolder(path)
-        try:
-            record = job.record()
-        except InputError:  # a client is about to write it, or did not come to that
-            continue
+    for job, record in explaining(request.results):
         if record.experiment in first:
             continue  # looked at as the same job, or another
-        theirs = {record.experiment: record.recipe, **record.also}
+        theirs = record.recipes
         name = next((name for name in theirs if ours.get(name, set()) & set(theirs[name]["datasets"])), None)
         if name is not None and submission.recover(job) is not None and submission.still_going(job):
             raise InputError(
@@ -306,19 +311,21 @@ def carry_out(request: Request) -> list[Handed]:
 def _create(request: Request, step: Step, earlier: Sequence[JobFolder], made: _Made) -> tuple[JobFolder, ...]:
     """Makes the folders of a step's jobs and writes their records."""
     jobs = []
+    pooled = pooled_numbers(request.results)
     for member in request.members:
         root = member.experiment.root
         new = [folder for folder in (root, root / "jobs") if not folder.exists()]
         made.folders += new[:1]
-        job = JobFolder.create(member.experiment, step.stage)
+        job = JobFolder.create(member.experiment, step.stage, pooled.get(root.name, 0))
         made.folders += [] if new else [job.path]
         jobs.append(job)
     folders = tuple(str(job.path) for job in jobs)
+    numbers = {one.experiment.root.name: next_number(one.experiment, pooled) for one in request.also}
     for number, (job, record) in enumerate(zip(jobs, step.records, strict=True)):
         record = _after(record, earlier[number]) if earlier else _after_request(request, record)
         if request.array:
             record = record.model_copy(update={"array": ArrayMember(index=number, folders=folders)})
-        job.write_record(record)
+        job.write_record(record.model_copy(update={"numbers": numbers}))
     return tuple(jobs)
 
 

@@ -15,7 +15,7 @@ from maehpc.launch.named import jobs_below
 from maehpc.launch.record import JobFolder
 from maehpc.launch.slurm import SlurmError
 from maehpc.launch.states import State
-from maehpc.launch.status import Reading, Row, controller_lives, read, superseded
+from maehpc.launch.status import Reading, Row, controller_lives, read, superseded, together
 
 STOPPING_S = 120.0
 """Seconds that a job is given to end before it is submitted again."""
@@ -78,17 +78,23 @@ def cancel(jobs: Sequence[JobFolder], results: Path, tell: Tell) -> list[Row]:
             _end_controllers(row.job)
     for row in named:
         if row in ending:
-            tell(f"{row.job.label}: asked to end (it was {row.state})")
+            tell(f"{row.job.label}: asked to end (it was {row.state}){_for_all(row)}")
         elif row.state.ended:
             tell(f"{row.job.label}: it has ended already ({row.state})")
         elif row not in elsewhere:
             tell(f"{row.job.label}: nothing to end; {row.sentence or row.state}")
     for row in waiting:
-        tell(f"{row.job.label}: asked to end, since it waits for a job that will not succeed")
+        tell(f"{row.job.label}: asked to end, since it waits for a job that will not succeed{_for_all(row)}")
     if elsewhere:
         names = " ".join(row.job.label for row in elsewhere)
         raise RunError(f"{names}: {elsewhere[0].sentence}; cancel it there")
     return [*ending, *waiting]
+
+
+def _for_all(row: Row) -> str:
+    """What the end of a pool means for the experiments that were not named; "" for another job."""
+    words = together(row.record)
+    return f"; {words}, and ends for all of them" if words else ""
 
 
 def _slurm_ids(rows: Sequence[Row]) -> list[str]:
@@ -133,7 +139,9 @@ def _once_stopped(jobs: Sequence[JobFolder], everything: list[JobFolder], tell: 
         time.sleep(1.0)
 
 
-def resume(jobs: Sequence[JobFolder], results: Path, tell: Tell, every: bool = False) -> list[JobFolder]:
+def resume(
+    jobs: Sequence[JobFolder], results: Path, tell: Tell, every: bool = False, of: str | None = None
+) -> list[JobFolder]:
     """Lets jobs go on: submits ended ones again, as they were, and releases held ones.
 
     Args:
@@ -141,6 +149,7 @@ def resume(jobs: Sequence[JobFolder], results: Path, tell: Tell, every: bool = F
         results: folder of experiments.
         tell: is told what was done, a sentence a job.
         every: whether an experiment was named and not each job: those that need nothing are passed over.
+        of: that experiment, where there is one: a pool is passed over, too, if a later job has taken its place there.
 
     Returns:
         The jobs that were submitted again or released.
@@ -156,7 +165,7 @@ def resume(jobs: Sequence[JobFolder], results: Path, tell: Tell, every: bool = F
     if any(row.scheduler == "slurm" for row in named):
         _silent(reading.silence)
     if every:
-        replaced = superseded(named)
+        replaced = superseded(named, of)
         named = [row for row in named if _wants(row) and row.job.path not in replaced]
     folders = {str(row.job.path): row for row in reading.rows}
     going = {str(row.job.path) for row in named}
@@ -236,4 +245,6 @@ def _again(row: Row) -> str:
             row.job.mark_cancelled()
         raise
     assert submission.accepted is not None
-    return f"submitted again as job {submission.accepted.job_id} (it was {row.state})"
+    words = together(row.record)
+    told = f"submitted again as job {submission.accepted.job_id} (it was {row.state})"
+    return f"{told}; {words}" if words else told

@@ -1,17 +1,34 @@
-"""Which jobs a person means: by path, EXPERIMENT, EXPERIMENT/NUMBER, EXPERIMENT/STAGE, or the scheduler's id."""
+"""Which jobs a person means: by path, EXPERIMENT, EXPERIMENT/NUMBER, EXPERIMENT/STAGE, or the scheduler's id.
+
+A pool that explains several experiments is a job of each of them, wherever its folder lies.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from maehpc import files
 from maehpc.errors import InputError
 from maehpc.experiment import Experiment
-from maehpc.launch.record import JobFolder, jobs_of
+from maehpc.launch.record import JobFolder, explaining, jobs_of
 
 _JOB_ID = re.compile(r"\d+(_\d+)?")
+
+
+@dataclass(frozen=True)
+class Meant:
+    """What a word on the command line means.
+
+    Attributes:
+        jobs: oldest first; none where there is no such job.
+        experiment: by whose name they were found; None where a job itself, or a folder of experiments, was named.
+    """
+
+    jobs: tuple[JobFolder, ...]
+    experiment: str | None = None
 
 
 def jobs_below(results: Path) -> list[JobFolder]:
@@ -20,23 +37,41 @@ def jobs_below(results: Path) -> list[JobFolder]:
     return [job for experiment in experiments for job in jobs_of(Experiment(experiment))]
 
 
-def _at(path: Path) -> list[JobFolder]:
+def _at(path: Path) -> Meant:
     """Jobs at a path: a job's folder, an experiment's, or a folder of experiments."""
     path = path.absolute()
     if (path / "job.json").is_file():
-        return [JobFolder(path)]
-    return jobs_of(Experiment(path)) if (path / "jobs").is_dir() else jobs_below(path)
+        return Meant((JobFolder(path),))
+    below = () if (path / "jobs").is_dir() else jobs_below(path)
+    return Meant(tuple(below)) if below else _in_experiment(path)
 
 
-def _in_experiment(root: Path, word: str) -> list[JobFolder]:
-    """Jobs of an experiment by number ("2", "0002"), whole name or stage; of a stage the newest."""
-    jobs = jobs_of(Experiment(root))
-    exact = [job for job in jobs if job.path.name == word or (word.isdigit() and job.number == int(word))]
-    return exact or [job for job in jobs if job.path.name.partition("-")[2] == word][-1:]
+def _numbered(root: Path) -> list[tuple[int, JobFolder]]:
+    """Jobs of an experiment with their numbers in it, oldest first: its own, and pools whose folder lies in another."""
+    name = root.name
+    found = [(job.number, job) for job in jobs_of(Experiment(root))]
+    for job, record in explaining(root.parent):
+        if name in record.also and job.experiment != name:
+            found.append((record.numbers.get(name, 0), job))
+    return sorted(found, key=lambda one: (one[0], one[1].number))
 
 
-def find_jobs(word: str, results: Path) -> list[JobFolder]:
-    """The jobs that a word on the command line means, oldest first.
+def _in_experiment(root: Path, word: str = "") -> Meant:
+    """Jobs of an experiment: all, or by number ("2", "0002"), whole name or stage; of a stage the newest."""
+    jobs = _numbered(root)
+    found = [job for _, job in jobs]
+    if word:
+        exact = [
+            job
+            for number, job in jobs
+            if word == f"{number:04d}-{job.stage}" or (word.isdigit() and number == int(word))
+        ]
+        found = exact or [job for job in found if job.stage == word][-1:]
+    return Meant(tuple(found), root.name)
+
+
+def find(word: str, results: Path) -> Meant:
+    """What a word on the command line means.
 
     Args:
         word: a path, EXPERIMENT, EXPERIMENT/NUMBER, EXPERIMENT/NUMBER-STAGE, EXPERIMENT/STAGE (its newest), or an id.
@@ -48,18 +83,27 @@ def find_jobs(word: str, results: Path) -> list[JobFolder]:
     name = word.strip("/")
     experiment, _, rest = name.partition("/")
     results = results.absolute()
-    if experiment and not experiment.startswith((".", "~")) and (results / experiment / "jobs").is_dir():
-        found = _in_experiment(results / experiment, rest) if rest else jobs_of(Experiment(results / experiment))
-        if found:
+    if experiment and not experiment.startswith((".", "~")):
+        found = _in_experiment(results / experiment, rest)
+        if found.jobs:
             return found
     if _JOB_ID.fullmatch(word):
-        found = [job for job in jobs_below(results) if word in _ids(job)]
-        if found:
+        found = Meant(tuple(job for job in jobs_below(results) if word in _ids(job)))
+        if found.jobs:
             return found
     path = files.user_path(word)
-    if path.is_dir() and (found := _at(path)):
+    if path.is_dir() and (found := _at(path)).jobs:
         return found
     raise InputError(_no_such(word, results))
+
+
+def find_jobs(word: str, results: Path) -> list[JobFolder]:
+    """The jobs that `find` tells, oldest first.
+
+    Raises:
+        InputError: there is none.
+    """
+    return list(find(word, results).jobs)
 
 
 def newest_job(word: str, results: Path) -> JobFolder:
@@ -81,7 +125,11 @@ def _no_such(word: str, results: Path) -> str:
     jobs = jobs_below(results)
     if not jobs:
         return f"there is no job '{word}', nor any other below {results}; --results names the folder of experiments"
-    names = list(dict.fromkeys(name for job in jobs for name in (job.label.partition("/")[0], job.label)))
+    labels = [job.label for job in jobs]
+    labels += [
+        f"{name}/{number:04d}-explain" for _, record in explaining(results) for name, number in record.numbers.items()
+    ]
+    names = list(dict.fromkeys(name for label in labels for name in (label.partition("/")[0], label)))
     near = difflib.get_close_matches(word.strip("/"), names, n=4, cutoff=0.5)
     if not near:  # the newest ones, then
         near = [job.label for job in jobs[-4:]]

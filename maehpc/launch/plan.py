@@ -15,7 +15,7 @@ from typing import Any
 from maehpc.errors import InputError
 from maehpc.experiment import Experiment
 from maehpc.launch.profile import LocalProfile, Profile, SlurmProfile, parse_profile
-from maehpc.launch.record import ArrayMember, JobFolder, JobRecord, jobs_of
+from maehpc.launch.record import ArrayMember, JobFolder, JobRecord, next_number, pooled_numbers
 from maehpc.launch.snapshot import Snapshot, current_snapshot
 from maehpc.recipes import Recipe
 
@@ -235,10 +235,11 @@ def preview(request: Request) -> list[Preview]:
     """
     check_request(request)
     steps = steps_of(request, current_snapshot(request.results))
+    pooled = pooled_numbers(request.results)
     found = []
     before = [f"JOB-{job.label}" for job in request.after] + list(request.after_jobs)
     for offset, step in enumerate(steps):
-        folders = [_next_folder(member.experiment, step.stage, offset) for member in request.members]
+        folders = [_next_folder(member.experiment, step.stage, offset, pooled) for member in request.members]
         array = ArrayMember(index=0, folders=tuple(map(str, folders))) if request.array else None
         kind = "aftercorr" if offset and request.array else "afterok"
         dependency = f"{kind}:{':'.join(before)}" if before else None
@@ -249,8 +250,8 @@ def preview(request: Request) -> list[Preview]:
     return found
 
 
-def _next_folder(experiment: Experiment, stage: str, offset: int) -> Path:
-    number = max((job.number for job in jobs_of(experiment)), default=0) + 1 + offset
+def _next_folder(experiment: Experiment, stage: str, offset: int, pooled: Mapping[str, int]) -> Path:
+    number = next_number(experiment, pooled) + offset
     return experiment.root / "jobs" / f"{number:04d}-{stage}"
 
 

@@ -11,6 +11,9 @@
       cancelled                    a person asked for the end
       logs/JOBID_RANK_log.out|err  one file a rank, appended to by later attempts
 
+A pool that explains several experiments is one job: its folder lies in the first one, and it counts among the jobs of
+each, by a number of its own there.
+
 An attempt without an outcome was killed, or is at work: only the scheduler can tell which. No decision rests on the
 time of a file.
 """
@@ -20,7 +23,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -59,6 +62,7 @@ class JobRecord(_Record):
         packs: absolute path of the packed data sets.
         recipe: the whole resolved recipe.
         also: resolved recipes, by name, of further experiments that the same pool explains.
+        numbers: the job's number among the jobs of each of those.
         profile: the whole resolved profile.
         profile_name: as given on the command line.
         nodes: hosts.
@@ -83,6 +87,7 @@ class JobRecord(_Record):
     packs: str
     recipe: dict[str, Any]
     also: dict[str, dict[str, Any]] = {}
+    numbers: dict[str, int] = {}
     profile: dict[str, Any]
     profile_name: str
     nodes: int
@@ -98,6 +103,11 @@ class JobRecord(_Record):
     after: tuple[str, ...] = ()
     after_jobs: tuple[str, ...] = ()
     array: ArrayMember | None = None
+
+    @property
+    def recipes(self) -> dict[str, dict[str, Any]]:
+        """Of all experiments that it works on, by name; the one first that holds its folder."""
+        return {self.experiment: self.recipe, **self.also}
 
     @property
     def world_size(self) -> int:
@@ -274,14 +284,19 @@ class JobFolder:
     path: Path
 
     @classmethod
-    def create(cls, experiment: Experiment, stage: str) -> JobFolder:
+    def create(cls, experiment: Experiment, stage: str, above: int = 0) -> JobFolder:
         """Makes the next free folder of an experiment.
+
+        Args:
+            experiment: whose job it is.
+            stage: what it computes.
+            above: a number that is taken, with all below it.
 
         Raises:
             RunError: it cannot be written.
         """
         root = files.make_folder(experiment.root / "jobs")
-        number = max((job.number for job in jobs_of(experiment)), default=0)
+        number = max([above, *(job.number for job in jobs_of(experiment))])
         while True:
             number += 1
             if any(name.name.startswith(f"{number:04d}-") for name in root.iterdir()):
@@ -298,14 +313,24 @@ class JobFolder:
             return cls(path)
 
     @property
+    def experiment(self) -> str:
+        """Name of the experiment that its folder lies in."""
+        return self.path.parent.parent.name
+
+    @property
     def number(self) -> int:
-        """Its number in the experiment."""
+        """Its number in that experiment."""
         return int(self.path.name.partition("-")[0])
+
+    @property
+    def stage(self) -> str:
+        """What it computes."""
+        return self.path.name.partition("-")[2]
 
     @property
     def label(self) -> str:
         """How a person names it: EXPERIMENT/NNNN-STAGE."""
-        return f"{self.path.parent.parent.name}/{self.path.name}"
+        return f"{self.experiment}/{self.path.name}"
 
     @property
     def logs(self) -> Path:
@@ -436,3 +461,33 @@ def _jobs(root: Path) -> Iterator[JobFolder]:
     for path in root.iterdir() if root.is_dir() else ():
         if _FOLDER.fullmatch(path.name) and (path / "job.json").is_file():
             yield JobFolder(path)
+
+
+def explaining(results: Path) -> Iterator[tuple[JobFolder, JobRecord]]:
+    """Every job of a folder of experiments that explains, with its record; a damaged one is left out."""
+    for root in sorted(results.glob("*/jobs")):
+        try:
+            jobs = sorted(_jobs(root), key=lambda job: job.number)
+        except OSError:  # another person's, who lets nobody look
+            continue
+        for job in jobs:
+            if job.stage == "explain":
+                try:
+                    record = job.record()
+                except InputError:  # a client is about to write it, or it is damaged
+                    continue
+                yield job, record
+
+
+def pooled_numbers(results: Path) -> dict[str, int]:
+    """By experiment, the highest number that a pool has among its jobs whose folder lies in another experiment."""
+    highest: dict[str, int] = {}
+    for _, record in explaining(results):
+        for name, number in record.numbers.items():
+            highest[name] = max(number, highest.get(name, 0))
+    return highest
+
+
+def next_number(experiment: Experiment, pooled: Mapping[str, int]) -> int:
+    """The number of an experiment's next job, given `pooled_numbers`."""
+    return 1 + max([pooled.get(experiment.root.name, 0), *(job.number for job in jobs_of(experiment))])

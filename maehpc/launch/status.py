@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from maehpc.launch.submission import ARRAY_TOKEN, succeeded
 
 _LAST = ("done", "failed", "refused")
 """Outcomes after which nobody needs Slurm's word, where it has forgotten the job."""
+_MOST_NAMES = 6
+"""Of a pool's experiments, told in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,9 @@ class Row:
         return {
             "job": self.job.label,
             "folder": str(self.job.path),
-            "experiment": self.job.path.parent.parent.name,
-            "stage": self.job.path.name.partition("-")[2],
+            "experiment": self.job.experiment,
+            "also": [] if self.record is None else list(self.record.also),
+            "stage": self.job.stage,
             "scheduler": self.scheduler,
             "job_id": self.job_id,
             "state": str(self.state),
@@ -390,18 +393,31 @@ def stuck(rows: Sequence[Row]) -> set[Path]:
         found |= new
 
 
-def superseded(rows: Sequence[Row]) -> set[Path]:
-    """Folders of jobs that a later job of the same experiment, stage and recipe replaces."""
-    later: dict[tuple[Path, str], list[JobRecord]] = {}
-    found = set()
-    for row in sorted(rows, key=lambda row: row.job.number, reverse=True):
+def superseded(rows: Sequence[Row], of: str | None = None) -> set[Path]:
+    """Folders of jobs that later ones replace: by stage and recipe, in each experiment that a job works on.
+
+    Args:
+        rows: the jobs.
+        of: the one experiment that counts; None: all.
+    """
+    series: dict[tuple[Path, str], list[tuple[tuple[int, int], Path, dict[str, Any]]]] = {}
+    for row in rows:
         if row.record is None:
             continue
-        same = later.setdefault((row.job.path.parent, row.record.stage), [])
-        if any(record.recipe == row.record.recipe for record in same):
-            found.add(row.job.path)
-        same.append(row.record)
-    return found
+        job, record = row.job, row.record
+        for name, recipe in {job.experiment: record.recipe, **record.also}.items():
+            if of in (None, name):
+                number = job.number if name == job.experiment else record.numbers.get(name, 0)
+                jobs = series.setdefault((job.path.parents[2] / name, record.stage), [])
+                jobs.append(((number, job.number), job.path, recipe))
+    replaced: set[Path] = set()
+    needed: set[Path] = set()
+    for jobs in series.values():
+        later: list[dict[str, Any]] = []
+        for _, path, recipe in sorted(jobs, key=lambda one: one[0], reverse=True):
+            (replaced if recipe in later else needed).add(path)
+            later.append(recipe)
+    return replaced - needed
 
 
 def worth_showing(rows: Sequence[Row]) -> list[Row]:
@@ -424,9 +440,7 @@ def progress(row: Row) -> str:
     beat = row.heartbeat
     if beat is None:
         return ""
-    plain = (
-        (row.job.path.name.partition("-")[2], "ending") if row.state.ended else (row.job.path.name.partition("-")[2],)
-    )
+    plain = (row.job.stage, "ending") if row.state.ended else (row.job.stage,)
     words = [beat.phase] if beat.phase not in plain else []
     if beat.parts:
         words.append(f"{len(beat.parts)} data sets")
@@ -437,11 +451,37 @@ def progress(row: Row) -> str:
     return " ".join(words)
 
 
-def parts(row: Row) -> list[str]:
-    """What there is to tell of each data set that a running job works on, where the table does not tell it."""
+def together(record: JobRecord | None, first: Collection[str] = ()) -> str:
+    """Which experiments one pool explains, those of `first` before others; "" for a job of a single experiment."""
+    if record is None or not record.also:
+        return ""
+    names = sorted(record.recipes, key=lambda name: name not in first)
+    if len(names) > _MOST_NAMES:
+        names[_MOST_NAMES - 1 :] = [f"{len(names) - _MOST_NAMES + 1} more"]
+    return f"one pool explains {', '.join(names[:-1])} and {names[-1]}"
+
+
+def parts(row: Row, of: Collection[str] = ()) -> list[str]:
+    """What there is to tell of each data set that a running job works on, where the table does not tell it.
+
+    Args:
+        row: the job.
+        of: experiments whose data sets are told, where one pool explains several; none: all.
+    """
     beat = row.heartbeat if row.moving else None
     if beat is None:
         return []
+    if of and row.record is not None and row.record.also:  # whose data sets are called EXPERIMENT/DATASET
+
+        def own(name: str) -> bool:
+            return name.partition("/")[0] in of
+
+        beat = beat.model_copy(
+            update={
+                "parts": {name: part for name, part in beat.parts.items() if own(name)},
+                "failures": {name: count for name, count in beat.failures.items() if own(name)},
+            }
+        )
     found = []
     for name, (done, total) in beat.parts.items():
         rate = beat.rates.get(name)

@@ -216,8 +216,8 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 KEYS = """
-    job folder experiment stage scheduler job_id state sentence slurm_state slurm_reason nodes_asked nodes attempt phase
-    dataset parts rates failures done total unit images_per_second seconds_left wall_seconds_left loss
+    job folder experiment also stage scheduler job_id state sentence slurm_state slurm_reason nodes_asked nodes attempt
+    phase dataset parts rates failures done total unit images_per_second seconds_left wall_seconds_left loss
     first_step_seconds sequence
 """
 
