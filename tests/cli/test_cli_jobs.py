@@ -18,7 +18,7 @@ from command_line import Run
 from launch_jobs import new_job, start
 from real_jobs import Real, accept, ended, real_jobs
 
-from maehpc.launch.record import Heartbeat
+from maehpc.launch.record import Heartbeat, JobFolder
 
 COMMAND = [sys.executable, "-m", "maehpc.cli.main"]
 
@@ -215,6 +215,69 @@ def test_watching_a_local_job_to_its_end(tmp_path: Path, controller: Any) -> Non
     out, err = watch.communicate(timeout=30)
     assert (watch.returncode, err) == (0, "")
     assert "done" in out.splitlines()[-2]
+
+
+@pytest.fixture
+def pooled(tmp_path: Path, controller: Any) -> JobFolder:
+    """A local job, at work, that explains a, b and c; b has a job of its own that is done, and c nothing else."""
+    results = tmp_path / "results"
+    done = new_job(results, "b", "finetune", profile={"kind": "local"})
+    accept(done, "1", "local")
+    start(done, "1")
+    ended(done, "done")
+    (results / "c").mkdir()
+    also = dict.fromkeys(("b", "c"), done.record().recipe)
+    job = new_job(results, "a", "explain", also=also, numbers={"b": 2, "c": 1}, profile={"kind": "local"})
+    accept(job, str(controller.pid), "local", "mine")
+    job.logs.mkdir()
+    (job.logs / f"{controller.pid}_0_log.out").write_text("begins\n")
+    number = start(job, str(controller.pid))
+    counts = {"a/digits": (1, 10), "b/digits": (2, 10), "b/retina": (3, 30), "c/digits": (4, 10)}
+    job.beat(number, Heartbeat(sequence=1, phase="explain", parts=counts, done=10, total=60, unit="image"))
+    return job
+
+
+def test_status_of_a_pool_by_each_of_its_experiments(run: Run, pooled: JobFolder) -> None:
+    def told(*words: str) -> tuple[list[str], list[str]]:
+        """First words of the table's lines, and the lines below it."""
+        found = run("status", *words)
+        assert (found.code, found.err) == (0, "")
+        lines = found.out.splitlines()[1:]
+        table = [line.split()[0] for line in lines if not re.match(r"\S+: ", line)]
+        return table, [line for line in lines if re.match(r"\S+: ", line)]
+
+    a = ["a/0001-explain: a/digits 1/10"]
+    b = ["a/0001-explain: b/digits 2/10", "a/0001-explain: b/retina 3/30"]
+    c = ["a/0001-explain: c/digits 4/10"]
+    together = "a/0001-explain: one pool explains"
+    assert told("--all") == (["a/0001-explain", "b/0001-finetune"], [f"{together} a, b and c", *a, *b, *c])
+    assert told("a") == (["a/0001-explain"], [f"{together} a, b and c", *a])
+    for word in ("b", "results/b"):
+        assert told(word) == (["b/0001-finetune", "a/0001-explain"], [f"{together} b, a and c", *b])
+    for word in ("b/explain", "b/2", "b/0002-explain"):
+        assert told(word) == (["a/0001-explain"], [f"{together} b, a and c", *b])
+    assert told("c/explain", "b/explain") == (["a/0001-explain"], [f"{together} b, c and a", *b, *c])
+    assert told("c", "a/1") == (["a/0001-explain"], [f"{together} a, c and b", *a, *c])
+    assert told("c", str(pooled.path)) == (["a/0001-explain"], [f"{together} a, b and c", *a, *b, *c])
+    (job,) = json.loads(run("status", "--json", "c").out)["jobs"]
+    assert (job["experiment"], job["also"], len(job["parts"])) == ("a", ["b", "c"], 4)
+
+
+def test_logs_and_the_end_of_a_pool_by_another_experiment(run: Run, pooled: JobFolder, controller: Any) -> None:
+    for word in ("b", "b/explain", "c", "results/c"):
+        assert run("logs", word, "--rank", "0").out == "begins\n", word
+    refused = run("resume", "c")
+    assert (refused.code, refused.err) == (2, "maehpc: a/0001-explain is running; it goes on by itself\n")
+    absent = run("cancel", "c/finetune")
+    assert (absent.code, absent.out, absent.err.count("\n")) == (2, "", 1)
+    assert not pooled.cancelled
+    ending = run("cancel", "c", "a")
+    assert ending.out == (
+        "a/0001-explain: asked to end (it was running); one pool explains a, b and c, and ends for all of them\n"
+    )
+    assert (ending.code, ending.err) == (0, "")
+    assert pooled.cancelled
+    assert controller.wait(10) == -15
 
 
 def test_a_job_that_stands_still_is_told_after_two_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
