@@ -111,6 +111,10 @@ class SimulatedCrew:
         """None: simulated workers do not fail shards, which is all that it matters to."""
         return 0
 
+    def end(self, worker: str, reason: str) -> None:
+        """Nobody hangs here."""
+        raise AssertionError(reason)
+
     def seconds_left(self, worker: str) -> float | None:
         """Until the wall time is over."""
         limit = self._machines.wall_time_s

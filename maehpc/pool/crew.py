@@ -69,6 +69,7 @@ class _Member:
     calls: dict[Any, Shard] = field(default_factory=dict)
     pid: int | None = None
     handed: int = 0
+    ended: str | None = None
 
 
 class RayCrew:
@@ -161,6 +162,12 @@ class RayCrew:
         for member in self._members.values():
             member.handle.stop.options(concurrency_group="control").remote(reason)
 
+    def end(self, worker: str, reason: str) -> None:
+        """Kills a worker; another takes its place."""
+        member = self._members[worker]
+        member.ended = reason
+        self._ray.kill(member.handle)
+
     def events(self) -> list[Event]:
         """What has happened since the last call.
 
@@ -249,7 +256,7 @@ class RayCrew:
         # another for a minute, and then end this process; in some seconds we know better.
         unreachable = not isinstance(error, self._ray.exceptions.ActorDiedError)
         ready = member.pid is not None
-        self._last_death = why = _reason(error)
+        self._last_death = why = member.ended or _reason(error)
         if not ready:
             self._stillborn += 1
             if self._stillborn >= STILLBORN and not self._members:

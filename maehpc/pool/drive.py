@@ -9,6 +9,7 @@ from typing import Protocol
 
 from maehpc.interruption import Stop
 from maehpc.pool.schedule import Schedule, Shard
+from maehpc.pool.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,9 @@ class Crew(Protocol):
     def stop(self, reason: str) -> None:
         """Asks all workers to give back what they hold, as soon as they can."""
 
+    def end(self, worker: str, reason: str) -> None:
+        """Kills a worker, whose end is then reported with that reason. Returns at once."""
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -103,7 +107,11 @@ TIME_IS_SHORT = "the wall time left is less than a shard takes"
 
 
 def drive(
-    schedule: Schedule, crew: Crew, stop: Stop | None = None, watch: Callable[[Event], object] | None = None
+    schedule: Schedule,
+    crew: Crew,
+    stop: Stop | None = None,
+    watch: Callable[[Event], object] | None = None,
+    watchdog: Watchdog | None = None,
 ) -> Ended:
     """Runs a schedule to its end.
 
@@ -112,11 +120,12 @@ def drive(
         crew: who computes.
         stop: looked at between events; once it is requested nothing more is dealt.
         watch: told of every event after the schedule has taken it in.
+        watchdog: judges who hangs; workers that do are killed, and what they held counts as after any death.
 
     Raises:
         RunError: there is no worker left and none will come.
     """
-    stop = stop or Stop()
+    stop, watchdog = stop or Stop(), watchdog or Watchdog()
     idle: dict[str, None] = {}
     asked_at: float | None = None
     while not schedule.over:
@@ -126,8 +135,10 @@ def drive(
             if isinstance(event, Left):
                 touched.pop(event.worker, None)
                 idle.pop(event.worker, None)
+                watchdog.gone(event.worker)
             else:
                 touched[event.worker] = None
+                watchdog.heard(event.worker)
             if watch is not None:
                 watch(event)
         if stop.reason is not None and asked_at is None:
@@ -139,12 +150,16 @@ def drive(
         schedule.expected = crew.expected
         # Those who hold something are asked again when it is done; those who hold nothing wait for what comes back.
         for worker in [*touched, *(idle if schedule.waiting else ())]:
+            if not schedule.held(worker):
+                watchdog.heard(worker)  # idleness is no silence
             while (shard := schedule.deal(worker, crew.seconds_left(worker))) is not None:
                 crew.hand(worker, shard)
             if schedule.held(worker):
                 idle.pop(worker, None)
             else:
                 idle[worker] = None
+        for worker, reason in watchdog.hung(schedule):
+            crew.end(worker, reason)
         workers = schedule.workers
         if schedule.waiting and workers and len(idle) == len(workers) and not schedule.expected:
             schedule.close(TIME_IS_SHORT)  # all hands are empty, and nobody takes anything

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ class Troubled:
     broken: tuple[int, ...]
     fatal: tuple[int, ...]
     slow: tuple[int, ...]
+    hanging: tuple[int, ...]
 
     def compute(self, shard: Shard, stop: Stop, again: bool) -> Computed:
         with Path(self.book).open("a") as book:
@@ -33,6 +35,8 @@ class Troubled:
         if shard.number in self.deadly:
             time.sleep(0.3)  # until the word about the shard before has gone out
             ctypes.string_at(0)  # in this very thread; a signal sent might end it too late
+        if shard.number in self.hanging and not begun_before(Path(self.book), shard.number):
+            os.kill(os.getpid(), signal.SIGSTOP)
         if shard.number in self.hungry:
             raise MemoryError("no room for the shard")
         if shard.number in self.broken:
@@ -54,6 +58,11 @@ class Troubled:
             book.write(f"{shard.number} {time.monotonic()}\n")
 
 
+def begun_before(book: Path, number: int) -> bool:
+    """Whether a shard has been begun before."""
+    return sum(line.split()[0] == str(number) for line in book.read_text().splitlines()) > 1
+
+
 def computer(
     book: str,
     seconds: float = 0.05,
@@ -62,8 +71,9 @@ def computer(
     broken: tuple[int, ...] = (),
     fatal: tuple[int, ...] = (),
     slow: tuple[int, ...] = (),
+    hanging: tuple[int, ...] = (),
 ) -> Troubled:
-    return Troubled(book, seconds, tuple(deadly), tuple(hungry), tuple(broken), tuple(fatal), tuple(slow))
+    return Troubled(book, seconds, *map(tuple, (deadly, hungry, broken, fatal, slow, hanging)))
 
 
 def stillborn(book: str) -> Troubled:

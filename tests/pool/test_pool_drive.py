@@ -38,6 +38,9 @@ class Crew:
         self.coming.append([Returned(worker, shard) for worker, hand in self.hands.items() for shard in hand])
         self.hands = {worker: [] for worker in self.hands}
 
+    def end(self, worker: str, reason: str) -> None:
+        raise AssertionError(reason)
+
     def events(self) -> list[Event]:
         if self.coming:
             return self.coming.popleft()

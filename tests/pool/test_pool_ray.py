@@ -24,6 +24,7 @@ from maehpc.pool import Done, Event, Failed, Joined, Left, Schedule, Shard, Work
 from maehpc.pool.cluster import cluster
 from maehpc.pool.crew import ClusterLostError, RayCrew
 from maehpc.pool.host import marked
+from maehpc.pool.watchdog import Watchdog
 from maehpc.pool.worker import Spec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
@@ -51,14 +52,19 @@ class Pool:
         self.warned: list[str] = []
         self.crew: RayCrew | None = None
 
-    def run(self, on: Callable[[Event], object] = lambda event: None, stop: Stop | None = None) -> Any:
+    def run(
+        self,
+        on: Callable[[Event], object] = lambda event: None,
+        stop: Stop | None = None,
+        watchdog: Watchdog | None = None,
+    ) -> Any:
         def watch(event: Event) -> None:
             self.events.append(event)
             on(event)
 
         with cluster(self.workers) as lost:
             self.crew = RayCrew(self.spec, self.workers, warn=self.warned.append, lost=lost)
-            return drive(self.schedule, self.crew, stop, watch)
+            return drive(self.schedule, self.crew, stop, watch, watchdog)
 
     def of(self, kind: type) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
@@ -105,6 +111,15 @@ def test_kill_9_of_a_worker(tmp_path: Path) -> None:
     assert not ended.quarantined and pool.done() == Counter(range(24))
     assert len(pool.of(Left)) == 1 and len(pool.of(Joined)) == 3
     assert sum(pool.begun().values()) <= 25, "what the dead worker had only been promised was not begun twice"
+
+
+def test_a_worker_that_hangs_is_killed_and_its_shard_computed_by_another(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, 12, seconds=0.2, hanging=[4])
+    ended = pool.run(watchdog=Watchdog(least_s=3.0))
+    assert not ended.quarantined and not ended.unfinished and pool.done() == Counter(range(12))
+    (left,) = pool.of(Left)
+    assert "it said nothing for" in left.reason and "such shards take 0.2" in left.reason
+    assert pool.begun()[4] == 2
 
 
 def test_shards_that_are_to_blame_are_given_up_and_named(tmp_path: Path) -> None:

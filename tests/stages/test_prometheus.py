@@ -176,6 +176,9 @@ class Dice:
 
     expected = 0
 
+    def end(self, worker: str, reason: str) -> None:
+        raise AssertionError(reason)
+
     def seconds_left(self, worker: str) -> float | None:
         return None
 
