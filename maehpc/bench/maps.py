@@ -28,9 +28,10 @@ from maehpc.bench.case import Case, make_subject
 from maehpc.bench.figures import Figure, Part, Ratio, Report, figure, surroundings
 from maehpc.explain import Explainer
 from maehpc.maps import ArrayLayout, MapStore, StoreLayout
-from maehpc.maps.layout import DType
+from maehpc.maps.layout import SCORES, DType
 from maehpc.maps.ledger import Ledger, ShardRecord, file_record
 from maehpc.maps.metadata import COMPRESSIONS, Compression
+from maehpc.maps.table import packed
 from maehpc.ownership import own
 from maehpc.progress import Progress
 from maehpc.recipes import ExplainSettings
@@ -145,9 +146,20 @@ def layout_of(arrays: Mapping[str, NDArray[Any]], images: int, shard_images: int
     return StoreLayout(images, shard_images, layouts, {})
 
 
+def stored_of(arrays: Arrays) -> Arrays:
+    """A shard's arrays as they are on the disk: maps, and one table of scores."""
+    layout = layout_of(arrays, len(arrays[ONE]), len(arrays[ONE]))
+    maps = {name: array for name, array in arrays.items() if layout.arrays[name].is_map}
+    return {**maps, SCORES: packed(layout, arrays)}
+
+
 def write_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str, Any]]:
-    """Writes shards: ours, whole and recorded; `np.save` and fsync of each array; zarr's own way with its defaults."""
-    size, single = sum(array.nbytes for array in arrays.values()), {ONE: arrays[ONE]}
+    """Writes shards: ours, whole and recorded; `np.save` and fsync of each array; zarr's own way with its defaults.
+
+    All three write as many arrays, of which one holds the scores.
+    """
+    stored, single = stored_of(arrays), {ONE: arrays[ONE]}
+    size = sum(array.nbytes for array in stored.values())
     with ExitStack() as until_end:
 
         def begun(place: str, content: Arrays, compression: Compression) -> _Ours:
@@ -155,9 +167,9 @@ def write_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str, 
 
         ours: dict[str, _Ours] = {name: begun(name, arrays, name) for name in COMPRESSIONS}
         turns: dict[str, _Turn] = {
-            "numpy": _Peer(root / "numpy", arrays, _numpy),
+            "numpy": _Peer(root / "numpy", stored, _numpy),
             **ours,
-            "zarr": _Peer(root / "zarr", arrays, _zarr),
+            "zarr": _Peer(root / "zarr", stored, _zarr),
             "numpy, one": _Peer(root / "numpy", single, _numpy),
             "one": begun("one", single, COMPRESSIONS[0]),
         }
@@ -194,7 +206,7 @@ def write_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str, 
         *(Ratio(f"write over numpy, {name}", over[name], f"{ratios[name]:.3g} times smaller") for name in others),
         Ratio("write over numpy, one array", one, "the same for a shard of one array"),
     )
-    conditions = f"shards of {load.shard_images} images, {len(arrays)} arrays, {size / 1e6:.0f} MB"
+    conditions = f"shards of {load.shard_images} images, {len(stored)} files, {size / 1e6:.0f} MB"
     return Part("write", conditions, figures, told), results
 
 
@@ -224,7 +236,7 @@ def read_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str, A
         for shard in shards:
             store.write_shard(shard, arrays)
     paths = [store.path / name for shard in shards for name in store.layout.shard_files(shard)]
-    size = len(shards) * sum(array.nbytes for array in arrays.values())
+    size = sum(path.stat().st_size for path in paths)
     ours, deep, raw = [], [], []
     for _ in range(load.repeats):
         raw.append(_seconds(lambda: [path.read_bytes() for path in paths]))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maehpc.bench.maps import METHODS, Load, explained_shard, finished_store, layout_of, run
+from maehpc.bench.maps import METHODS, Load, explained_shard, finished_store, layout_of, run, stored_of
 from maehpc.cli.main import main
 from maehpc.maps import MapStore, verify
 from maehpc.maps.metadata import COMPRESSIONS
@@ -47,10 +47,11 @@ def test_the_finished_store_is_finished(arrays: dict[str, np.ndarray], tmp_path:
 def test_the_report_has_its_keys_and_nothing_stays(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     record = run(Silent(), tmp_path, SMALL).as_json()
     assert list(tmp_path.iterdir()) == []
-    size = sum(array.nbytes for array in arrays.values())
+    size = sum(array.nbytes for array in stored_of(arrays).values())
     assert record["shard_bytes"] == size and record["arrays"] == len(arrays) and record["shards"] == 13
-    assert record["files"] == 13 * len(arrays) + record["files_beside_shards"]
-    assert record["files_beside_shards"] == 3 + len(arrays)  # the group, the coordinate's two, a description an array
+    assert record["files_a_shard"] == 5  # of three methods, of the pixels, of the scores
+    assert record["files"] == 13 * 5 + record["files_beside_shards"]
+    assert record["files_beside_shards"] == 1 + 2 * 2 + 5  # the group, two coordinates' two, a description an array
     rates = ["write_bytes_per_second", "read_bytes_per_second", "read_over_raw", "deep_over_raw", "resume_s"]
     ratios = ["write_over_numpy", "write_over_numpy_one_array", "write_over_zarr"]
     ratios += ["aggregate_over_raw", "aggregate_over_raw_cached"]

@@ -83,7 +83,7 @@ def test_a_shard_that_the_disk_refuses_ends_the_run(place: Path, finished: Path)
     store = place / "results" / "tiny" / "maps" / "digits.zarr"
     with running(place, shards=3) as process:
         # A folder where a later shard's file belongs.
-        obstacle = store / "label" / "c.48"
+        obstacle = store / "scores" / "c.48.0"
         obstacle.mkdir()
         _, told = process.communicate(timeout=120)
         assert process.returncode == 1, told
