@@ -3,6 +3,7 @@ it to the arrays that are kept. Which shards are computed, where and by whom is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -44,6 +45,7 @@ class Prepared:
         explainer: the engine.
         batches: of the split.
         settings: of the recipe.
+        cost: of an image, about: multiplications by weights. What a pool deals first rests on it until times are known.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Prepared:
     explainer: Explainer
     batches: Batches
     settings: ExplainSettings
+    cost: float
 
     def compute(
         self, wanted: range, stop: Stop, advance: Callable[[int], object], warn: Callable[[str], object]
@@ -114,7 +117,10 @@ def prepared(context: Context, dataset: str) -> Iterator[Prepared]:
         count = min(recipe.explain.images or len(batches.split), len(batches.split))
         grid = grid_size(classifier.encoder)
         layout = store_layout(context, pack, batches, explainer, grid, count, classifier_digest)
-        yield Prepared(name, f"{NAME} {name}", layout, inputs, explainer, batches, recipe.explain)
+        weights = sum(weight.numel() for weight in classifier.encoder.parameters())
+        evaluations = len(recipe.explain.methods) * (1 + recipe.explain.sensitivity.drawn)
+        cost = float(weights * math.prod(grid) * evaluations)
+        yield Prepared(name, f"{NAME} {name}", layout, inputs, explainer, batches, recipe.explain, cost)
 
 
 def finished_classifier(context: Context, name: str) -> tuple[Path, str]:

@@ -73,6 +73,7 @@ def explain_pooled(contexts: Sequence[Context], fleet: Fleet) -> list[Records]:
                     store = until_end.enter_context(open_store(context, ready))
                     missing = remaining(context, store, f"{NAME} {label}")
                     records[-1][dataset] = told(context, ready, len(missing))
+                    cost = ready.cost
                 del ready  # the pool may run for days, and its workers need the memory
                 say_what_remains(context, store, f"{NAME} {label}", missing)
                 if context.metrics is not None:
@@ -80,7 +81,8 @@ def explain_pooled(contexts: Sequence[Context], fleet: Fleet) -> list[Records]:
                 if missing:
                     assert store.owner is not None
                     stores[label], targets[label] = store, Target(context, dataset, store.owner.attempt)
-                    work[label] = Work(tuple(Shard(label, shard, len(store.images(shard))) for shard in missing))
+                    shards = tuple(Shard(label, shard, len(store.images(shard))) for shard in missing)
+                    work[label] = Work(shards, cost)
         if work:
             try:
                 ended = _driven(targets, stores, Schedule(work), fleet)

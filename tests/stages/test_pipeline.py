@@ -15,6 +15,7 @@ import pytest
 import torch
 import xarray
 import zarr
+from safetensors.numpy import load_file
 from tiny import in_child, killed_after, killed_when, tiny_context, tiny_recipe
 from zarr_stores import arrays_of_store
 
@@ -31,7 +32,7 @@ from maehpc.report import aggregate
 from maehpc.stages.begin import begin, settled_recipe
 from maehpc.stages.context import Context
 from maehpc.stages.explain import explain
-from maehpc.stages.explanations import load_classifier
+from maehpc.stages.explanations import load_classifier, prepared
 from maehpc.stages.finetune import finetune
 from maehpc.stages.pipeline import run_stages, stages_of
 from maehpc.stages.preflight import check
@@ -92,6 +93,13 @@ def test_xarray_opens_the_store_with_names(finished: Context) -> None:
     np.testing.assert_array_equal(scores.sel(score="saliency_sensitivity_max"), samples.max("score"))
     logits = scores.sel(score=[f"logits[{place}]" for place in range(10)])
     np.testing.assert_array_equal(scores.sel(score="prediction"), logits.argmax("score"))
+
+
+def test_what_an_image_costs_grows_with_model_methods_and_samples(finished: Context) -> None:
+    path = finished.experiment.stage("finetune", "digits") / "classifier.safetensors"
+    weights = sum(values.size for name, values in load_file(path).items() if name.startswith("encoder."))
+    with prepared(finished, "digits") as ready:
+        assert ready.cost == weights * 16 * 3 * (1 + 2)
 
 
 @pytest.mark.parametrize(
