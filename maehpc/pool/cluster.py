@@ -11,8 +11,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from maehpc.errors import RunError
@@ -166,24 +168,32 @@ def connected(address: str, mark: str, token: str, head: subprocess.Popen[bytes]
         except ImportError as error:
             raise RunError(f"Ray did not start: {error}; install the package ray again") from error
         _await_head(address, head)
+        logging.getLogger("ray").setLevel(logging.ERROR)  # it warns that it leaves signals alone, which it shall
+        begin = partial(ray.init, address=address, log_to_driver=False, configure_logging=False)
         try:
             with _own_signals():
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+                _beside(begin)
         except (RuntimeError, OSError, ray.exceptions.RayError) as error:
             raise RunError(f"Ray did not come up at {address}: {' '.join(str(error).split())[:300]}") from error
         try:
             yield
         finally:
             with _own_signals():
-                ray.shutdown()
+                _beside(ray.shutdown)
     finally:
         os.environ.clear()
         os.environ.update(before)
 
 
+def _beside(work: Callable[[], object]) -> None:
+    """Does something in another thread: in the main one Ray takes SIGTERM for itself, and ends the process with it."""
+    with ThreadPoolExecutor(1, "ray") as one:
+        one.submit(work).result()
+
+
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Gives this process its signal handlers back: Ray takes SIGTERM for itself, and ends the process with it."""
+    """Gives this process its signal handlers back, whatever Ray has done with them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -271,3 +271,35 @@ def test_workers_that_do_not_come_up_are_told_of(tmp_path: Path, monkeypatch: py
         ended = drive(pool.schedule, RayCrew(pool.spec, 2, warn=pool.warned.append, lost=lost))
     assert ended.reason is None and pool.begun() == Counter(range(4))
     assert "1 of 2 workers have not come up; the others go on" in pool.warned
+
+
+TERMINATED = """
+import os, signal, threading, time
+from maehpc.pool import cluster
+
+heard = []
+signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+over = threading.Event()
+others = [threading.Thread(target=over.wait) for _ in range(4)]  # the system may hand a signal to any of them
+for thread in others:
+    thread.start()
+answered = cluster._await_head
+
+def then_terminate(*words):
+    answered(*words)
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+cluster._await_head = then_terminate
+with cluster.cluster(1):
+    deadline = time.monotonic() + 10
+    while not heard and time.monotonic() < deadline:
+        time.sleep(0.01)
+over.set()
+print(heard)
+"""
+
+
+def test_a_sigterm_while_ray_comes_up_is_ours() -> None:
+    done = subprocess.run([sys.executable, "-c", TERMINATED], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, f"[{signal.SIGTERM.value}]\n"), done.stderr
+    assert "SIGTERM" not in done.stderr
