@@ -15,6 +15,7 @@ import maehpc
 from maehpc.bench.figures import Part, Ratio, Report, figure
 from maehpc.bench.simulated import Machines, SimulatedCrew
 from maehpc.pool import Done, Ended, Event, Joined, Schedule, Shard, Work, drive
+from maehpc.pool.watchdog import Watchdog
 from maehpc.progress import Progress
 
 COSTS = (1.0, 4.0, 0.5, 2.0)
@@ -103,7 +104,7 @@ def simulate(load: Load, machines: Machines, seed: int) -> Simulated:
     crew = SimulatedCrew(machines, load.seconds(), seed)
     schedule = Schedule(work)
     begun = time.perf_counter()
-    ended = drive(schedule, crew)
+    ended = drive(schedule, crew, watchdog=Watchdog(clock=lambda: crew.now))
     driver_s = time.perf_counter() - begun - crew.own_s
     taken = max(0, process.memory_info().rss - before)
     shards = [shard for part in work.values() for shard in part.shards]

@@ -51,6 +51,8 @@ PARTING_S = 15.0
 FAREWELL_S = 5.0
 """Seconds that the hosts that came have to end Ray before Slurm asks them to end, too."""
 LOOK_S = 1.0
+ANSWERED_WITHIN_S = 5.0
+"""Seconds that Ray has to tell, at the end, who has come."""
 _LONGEST = 300
 """Bytes of a host's last line that are told."""
 
@@ -127,7 +129,7 @@ def _called(
         try:
             yield look
             if context.stop.reason is None:
-                roll.close()
+                roll.close(names.anew(ANSWERED_WITHIN_S) or ())
         finally:
             absent |= roll.missing
 

@@ -95,12 +95,16 @@ class RollCall:
             )
         self._warn(f"{told}; the pool goes on without, for {self._wanted} are enough")
 
-    def close(self) -> None:
-        """All work is done: hosts that have not come yet are told, for nobody has waited for them."""
+    def close(self, there: Iterable[str]) -> None:
+        """All work is done: hosts that have not come yet are told, for nobody has waited for them.
+
+        Args:
+            there: names of those that are there now.
+        """
         if self._over:
             return
         self._over = True
-        self.missing -= set(self._there())
+        self.missing -= set(there)
         if self.missing:
             self._warn(self._told(f"had not come up when all was done, after {self._clock() - self._begun:.0f} s"))
 

@@ -154,8 +154,8 @@ class Ledger:
         record = _valid(data, StoreRecord)
         if record is None and _format(data) not in (None, FORMAT):
             raise InputError(
-                f"{self.store_path} speaks of a store in another format (maehpc writes format {FORMAT}); give this run "
-                "another --name, or move the experiment's maps and ledger away"
+                f"{self.store_path} speaks of a store in another format (maehpc writes format {FORMAT}); move the "
+                "experiment's maps and ledger away, or explain it under another --name"
             )
         return record
 

@@ -22,16 +22,17 @@ def packed(layout: StoreLayout, arrays: Mapping[str, NDArray[Any]]) -> NDArray[A
         arrays: every score of it by name, [n, *shape], and any others.
 
     Raises:
-        ValueError: a number is an integer that the table's type does not hold.
+        ValueError: a number is an integer beyond those that the table's type holds all of: 2^24, or 2^53 in float64.
     """
     assert layout.table is not None
     images = len(arrays[next(iter(layout.columns))])
+    exact = 2 ** (np.finfo(layout.table.dtype).nmant + 1)
     table = np.empty((images, *layout.table.shape), layout.table.dtype)
     for name, columns in layout.columns.items():
         values = arrays[name].reshape(images, -1)
         table[:, columns] = values
-        if values.dtype.kind == "i" and not np.array_equal(table[:, columns], values):
-            raise ValueError(f"{name} holds an integer that is no {layout.table.dtype}")
+        if values.dtype.kind == "i" and not ((values >= -exact) & (values <= exact)).all():
+            raise ValueError(f"{name} holds an integer beyond {exact}")
     return table
 
 

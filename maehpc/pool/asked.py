@@ -35,5 +35,19 @@ class Asked(Generic[Answer]):
             self._thread.start()
         return self._answer
 
+    def anew(self, within_s: float) -> Answer | None:
+        """The answer to the question asked now; the one before it where that takes longer."""
+        deadline = time.monotonic() + within_s
+        self._wait(deadline)  # one may be on its way that was asked before
+        if self._thread is None or not self._thread.is_alive():
+            self._thread, self._next = None, time.monotonic()
+            self.newest()
+            self._wait(deadline)
+        return self._answer
+
+    def _wait(self, deadline: float) -> None:
+        if self._thread is not None:
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+
     def _ask(self) -> None:
         self._answer = self._question()

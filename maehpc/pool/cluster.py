@@ -129,7 +129,7 @@ def join(head: Head, cpus: int, gpus: int, address: str, over: Callable[[], bool
 def joined() -> frozenset[str]:
     """Names of the hosts that have ever joined the cluster that this process is connected to.
 
-    None where the cluster does not answer: its end is told elsewhere.
+    Empty where the cluster does not answer: its end is told elsewhere.
     """
     import ray
 

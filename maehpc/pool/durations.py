@@ -38,6 +38,10 @@ class Durations:
         self._newest[store].append(seconds / images)
         self._slow.pop(store, None)
 
+    def known(self, store: str) -> bool:
+        """Whether a shard of the store has ended."""
+        return self._images[store] > 0
+
     def expected_s(self, store: str, images: int) -> float:
         """Seconds to expect of a shard. Before any shard has ended anywhere, its cost."""
         if self._images[store]:

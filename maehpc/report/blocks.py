@@ -35,7 +35,7 @@ def write_block(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """
     parts = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
     header: dict[str, Any] = {
-        "__metadata__": {name: _checksum(_bytes(values), values.shape) for name, values in parts.items()}
+        "__metadata__": {name: _checksum(_bytes(values), values.dtype, values.shape) for name, values in parts.items()}
     }
     stop = 0
     for name, values in parts.items():
@@ -66,10 +66,11 @@ def read_block(path: Path, names: Sequence[str] | None = None) -> Arrays:
             for name in header if names is None else names:
                 start, stop = header[name]["data_offsets"]
                 handle.seek(8 + length + start)
-                data, shape = handle.read(stop - start), tuple(header[name]["shape"])
-                if _checksum(np.frombuffer(data, np.uint8), shape) != sums[name]:
+                data = handle.read(stop - start)
+                kind, shape = _TYPES[header[name]["dtype"]], tuple(header[name]["shape"])
+                if _checksum(np.frombuffer(data, np.uint8), kind, shape) != sums[name]:
                     raise ValueError(f"{path} is damaged")
-                found[name] = np.frombuffer(data, _TYPES[header[name]["dtype"]]).reshape(shape)
+                found[name] = np.frombuffer(data, kind).reshape(shape)
             return found
     except (OSError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path} is absent or damaged") from error
@@ -79,5 +80,5 @@ def _bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
     return values.reshape(-1).view(np.uint8)
 
 
-def _checksum(data: NDArray[np.uint8], shape: tuple[int, ...]) -> str:
-    return f"{crc32c(data):08x} {shape}"
+def _checksum(data: NDArray[np.uint8], kind: np.dtype[Any], shape: tuple[int, ...]) -> str:
+    return f"{crc32c(data):08x} {kind.name} {shape}"

@@ -128,13 +128,14 @@ def gather(
     each = max(1, BLOCK_IMAGES // layout.shard_images)
     blocks = []
     absent = Listed()
-    with Readers(True if is_remote(store.path) else None, store.files_of_scores) as readers:
+    with Readers(slow=is_remote(store.path)) as readers:
         for number, first in enumerate(range(0, layout.shards, each)):
             shards = range(first, min(first + each, layout.shards))
             path = folder / f"block-{number:05d}.safetensors"
             old = _read_block(path, names)
             known = _stamps(old, shards) if old else {}
-            found = dict(zip(shards, readers.map(partial(_look, store, known), shards), strict=True))
+            looked = readers.map(partial(_look, store, known), shards, partial(_files, store, known))
+            found = dict(zip(shards, looked, strict=True))
             for part in found.values():
                 if isinstance(part, MaehpcError):
                     missing(str(part))
@@ -189,6 +190,11 @@ def _look(store: MapStore, known: Mapping[int, bytes], shard: int) -> _Part | Ma
         return _Part(stamp, None if stamp == known.get(shard) else recorded.scores())
     except MaehpcError as error:
         return error
+
+
+def _files(store: MapStore, known: Mapping[int, bytes], shard: int) -> list[Path]:
+    """What looking at a shard most likely reads: of one that is known its record alone."""
+    return store.files_of_scores(shard)[: 1 if shard in known else None]
 
 
 def _brought_up_to_date(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -15,10 +17,8 @@ Result = TypeVar("Result")
 
 THREADS = 16
 """That read at a time from a file system that lets one wait."""
-FETCHED = 64
-"""Shards that the system is asked for ahead of the one that is looked at, at least."""
-PROBED = 8
-"""Shards that tell whether it does."""
+RUN = 16
+"""Shards that tell whether it does; the system is asked for so many ahead."""
 WAITING_S = 1e-3
 """Seconds that one waits for a shard, from which on threads gain more than they cost.
 
@@ -30,12 +30,12 @@ class Readers:
     """Use as a context: no thread outlives its block.
 
     Args:
-        slow: whether one waits for the files; None: what the first few take tells.
-        files: of a shard that will be read, which the system is asked to fetch ahead.
+        slow: whether one waits for the files; False: what some shards take tells, again and again.
     """
 
-    def __init__(self, slow: bool | None, files: Callable[[int], Iterable[Path]]) -> None:
-        self._slow, self._files = slow, files
+    def __init__(self, slow: bool) -> None:
+        self._slow = slow
+        self._timed, self._waited_s = 0, 0.0
         self._pool = ThreadPoolExecutor(THREADS, "reading")
 
     def __enter__(self) -> Self:
@@ -44,31 +44,48 @@ class Readers:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def map(self, look: Callable[[int], Result], shards: Sequence[int]) -> list[Result]:
-        """What `look` finds of each shard, in their order."""
-        if self._slow is None and len(shards) > PROBED:
-            begun, computed = time.perf_counter(), time.thread_time()
-            found = [look(shard) for shard in shards[:PROBED]]
-            waited = time.perf_counter() - begun - (time.thread_time() - computed)
-            self._slow = waited > PROBED * WAITING_S
-            return found + self.map(look, shards[PROBED:])
-        if self._slow:
-            return list(self._pool.map(look, shards))
-        runs = [shards[start : start + FETCHED] for start in range(0, len(shards), FETCHED)]
-        found = []
-        self._fetch(runs[0] if runs else ())
-        for run, following in zip(runs, [*runs[1:], ()], strict=False):
-            self._fetch(following)
+    def map(
+        self, look: Callable[[int], Result], shards: Sequence[int], files: Callable[[int], Iterable[Path]]
+    ) -> list[Result]:
+        """What `look` finds of each shard, in their order.
+
+        Args:
+            look: at a shard.
+            shards: to look at.
+            files: that a shard will be read from: the system is asked to fetch them ahead.
+        """
+        found: list[Result] = []
+        runs = deque(shards[start : start + RUN] for start in range(0, len(shards), RUN))
+        if runs and not self._slow:
+            _fetch(runs[0], files)
+        while runs and not self._slow:
+            run = runs.popleft()
+            if runs:
+                _fetch(runs[0], files)
+            begun, busy = time.perf_counter(), _busy_s()
             found += [look(shard) for shard in run]
-        return found
+            self._timed += len(run)
+            self._waited_s += time.perf_counter() - begun - (_busy_s() - busy)
+            if self._timed >= RUN:
+                self._slow = self._waited_s > self._timed * WAITING_S
+                self._timed, self._waited_s = 0, 0.0
+        return found + list(self._pool.map(look, chain.from_iterable(runs)))
 
-    def _fetch(self, shards: Sequence[int]) -> None:
-        for shard in shards:
-            for path in self._files(shard):
-                _fetch(path)
+
+def _busy_s() -> float:
+    """Seconds that this thread has computed, or could have if others had left it a core (which Linux alone tells)."""
+    with suppress(OSError, ValueError, IndexError):
+        return time.thread_time() + int(Path("/proc/thread-self/schedstat").read_bytes().split()[1]) / 1e9
+    return time.thread_time()
 
 
-def _fetch(path: Path) -> None:
+def _fetch(shards: Iterable[int], files: Callable[[int], Iterable[Path]]) -> None:
+    for shard in shards:
+        for path in files(shard):
+            _fetch_file(path)
+
+
+def _fetch_file(path: Path) -> None:
     """Asks the system to have a file in memory soon, where it knows such a question."""
     if not hasattr(os, "posix_fadvise"):
         return

@@ -118,7 +118,11 @@ def _store(experiment: Experiment, dataset: str, repair: bool, findings: Finding
     if not (ledger / "store.json").exists():
         return
     findings.checked += 1
-    problems = maps.verify(experiment.maps(dataset), ledger)
+    try:
+        problems = maps.verify(experiment.maps(dataset), ledger)
+    except InputError as error:  # of one store, and all others are looked at
+        findings.add("foreign", ledger / "store.json", str(error))
+        return
     for problem in problems:
         findings.add(problem.kind, problem.path, problem.sentence, problem.shard)
     if repair and problems:

@@ -76,13 +76,12 @@ def test_enough_hosts_go_on_with_one_warning() -> None:
 def test_work_that_is_done_before_all_have_come_tells_who_is_missing() -> None:
     place = Place(4)
     place.at(12, "n1", "n2")
-    place.here.add("n4")
     place.now += 1
-    place.roll.close()
+    place.roll.close({"n1", "n4"})
     assert place.warned == [
         "1 of 4 hosts had not come up when all was done, after 13 s: n3 (Ray ended: no room; log /logs/n3.err)"
     ]
-    place.roll.close()
+    place.roll.close(place.here)
     place.at(31)
     assert len(place.warned) == 1 and place.roll.missing == {"n3"}
 
@@ -93,7 +92,7 @@ def test_work_that_is_done_when_all_have_come_or_the_rest_is_known_is_silent(sec
     place.at(second, *(HOSTS if second < WITHIN_S else HOSTS[:1]))
     told = len(place.warned)
     assert told == (second > WITHIN_S)
-    place.roll.close()
+    place.roll.close(place.here)
     assert len(place.warned) == told
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from maehpc.pool import Done, Event, Joined, Left, Schedule, Shard, Work, drive
 from maehpc.pool.watchdog import ASLEEP_S, LOOK_S, Watchdog
 
@@ -39,6 +41,46 @@ class Watched:
         return found
 
 
+def test_nobody_is_judged_by_what_shards_of_another_store_take() -> None:
+    seconds = itertools.count(0, 2)
+    watchdog = Watchdog(factor=10, least_s=60, clock=lambda: next(seconds))
+    slow = tuple(Shard("slow", number, 4) for number in range(2))
+    schedule = Schedule({"store": Work(SHARDS), "slow": Work(slow, cost=1e-3)})
+    for worker in ("a", "b"):
+        schedule.join(worker)
+        while schedule.deal(worker) is not None:
+            watchdog.heard(worker)
+    for shard in schedule.held("a"):
+        schedule.done("a", shard, 1.0)
+    while (shard := schedule.deal("a")) is not None and shard.store != "slow":
+        schedule.done("a", shard, 1.0)
+    assert schedule.held("a")[0].store == "slow"
+    watchdog.heard("a")
+    killed = []
+    for _ in range(2000):
+        watchdog.heard("b")
+        killed += list(watchdog.hung(schedule))
+    assert not killed
+
+
+def test_a_file_system_that_is_away_costs_nobody() -> None:
+    watched = Watched("a", "b", "c")
+    watched.done("a", 3.0)
+    watched.wait(5)
+    watched.done("b", 3.0)
+    watched.done("c", 3.0)
+    assert watched.wait(300) == []
+    watched.done("b", 3.0)
+    assert sorted(watched.wait(60)) == ["a", "c"]  # it is back, and they are not
+
+
+def test_all_are_given_up_when_nobody_has_said_anything_for_very_long() -> None:
+    watched = Watched("a", "b")
+    watched.done("a", 3.0)
+    watched.done("b", 3.0)
+    assert watched.wait(355) == [] and sorted(watched.wait(10)) == ["a", "b"]
+
+
 def test_nobody_is_judged_before_it_is_known_what_a_shard_takes() -> None:
     assert Watched("a", "b").wait(10_000) == []
 
@@ -48,14 +90,17 @@ def test_who_takes_far_longer_than_others_hangs_once() -> None:
     watched.done("a", 3.0)
     assert watched.wait(59) == []
     watched.done("a", 4.0)
-    assert watched.wait(10) == ["b"] and watched.wait(45) == []
-    assert watched.wait(20) == ["a"]
+    assert watched.wait(10) == ["b"] and watched.wait(40) == []
+    watched.schedule.leave("b", "killed")
+    assert watched.wait(20) == ["a"], "nobody else holds anything"
 
 
 def test_slow_shards_are_given_their_time() -> None:
     watched = Watched("a", "b")
     watched.done("a", 30.0)
-    assert watched.wait(299) == [] and sorted(watched.wait(10)) == ["a", "b"]
+    assert watched.wait(290) == []
+    watched.done("a", 30.0)
+    assert watched.wait(20) == ["b"]
 
 
 def test_who_holds_nothing_or_is_gone_does_not_hang() -> None:
@@ -73,7 +118,9 @@ def test_a_driver_that_was_stopped_blames_nobody() -> None:
     watched.done("a", 1.0)
     watched.now += ASLEEP_S + 1000
     assert list(watched.watchdog.hung(watched.schedule)) == []
-    assert watched.wait(59) == [] and sorted(watched.wait(10)) == ["a", "b"]
+    assert watched.wait(59) == []
+    watched.done("a", 1.0)
+    assert watched.wait(10) == ["b"]
 
 
 class Hanging:

@@ -62,6 +62,18 @@ def test_a_shard_is_read_once(tmp_path: Path) -> None:
     assert "c.1" in sentence
 
 
+def test_the_system_is_asked_for_new_shards_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("maehpc.report.readers._fetch_file", lambda path: asked.append(path.name))
+    write_explanations(tmp_path / "demo", Study())
+    aggregate(tmp_path)
+    records = [f"shard-0000{shard}.json" for shard in range(3)]
+    assert sorted(asked) == ["c.0.0", "c.1.0", "c.2.0", *records]
+    asked.clear()
+    aggregate(tmp_path)
+    assert asked == records
+
+
 def test_new_shards_are_read_and_no_others(tmp_path: Path) -> None:
     arrays = write_explanations(tmp_path / "demo", Study(written=(0, 2)))
     assert told(tmp_path) == ["demo/digits: 1 of 3 shards not explained: 1"]

@@ -4,33 +4,44 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from maehpc.report.readers import FETCHED, PROBED, Readers
+from maehpc.report.readers import RUN, Readers
 
 
-@pytest.mark.parametrize("count", [0, 1, PROBED, PROBED + 1, FETCHED, 2 * FETCHED + 3])
-@pytest.mark.parametrize("slow", [True, False, None])
-def test_results_come_in_order(count: int, slow: bool | None) -> None:
-    with Readers(slow, lambda shard: []) as readers:
+def none(shard: int) -> Iterator[Path]:
+    return iter(())
+
+
+@pytest.mark.parametrize("count", [0, 1, RUN, RUN + 1, 5 * RUN + 3])
+@pytest.mark.parametrize("slow", [True, False])
+def test_results_come_in_order(count: int, slow: bool) -> None:
+    with Readers(slow) as readers:
         for _ in range(2):
-            assert readers.map(lambda shard: 3 * shard, range(count)) == list(range(0, 3 * count, 3))
+            assert readers.map(lambda shard: 3 * shard, range(count), none) == list(range(0, 3 * count, 3))
 
 
-def test_one_waits_in_threads_for_a_file_system_that_lets_one_wait() -> None:
-    threads: set[int] = set()
+@pytest.mark.parametrize("each", [2, 9, 60])
+def test_one_waits_in_threads_for_a_file_system_that_lets_one_wait(each: int) -> None:
+    """Also where few shards are asked for at a time, and where it answers at once only at first."""
+    threads: list[int] = []
 
     def look(shard: int) -> int:
-        time.sleep(0.02)
-        threads.add(threading.get_ident())
+        if shard >= 20:
+            time.sleep(0.01)
+        threads.append(threading.get_ident())
         return shard
 
-    with Readers(None, lambda shard: []) as readers:
-        assert readers.map(look, range(40)) == list(range(40))
-        assert len(threads) > 5
-    assert threading.active_count() == 1 or not [one for one in threading.enumerate() if one.name.startswith("reading")]
+    with Readers(slow=False) as readers:
+        for start in range(0, 120, each):
+            wanted = range(start, min(start + each, 120))
+            assert readers.map(look, wanted, none) == list(wanted)
+        assert threads[:20] == [threading.get_ident()] * 20
+        assert threading.get_ident() not in threads[60:] and len(set(threads)) > 2
+    assert not [one for one in threading.enumerate() if one.name.startswith("reading")]
 
 
 def test_what_answers_at_once_is_read_in_this_thread_and_asked_for_ahead(tmp_path: Path) -> None:
@@ -43,12 +54,12 @@ def test_what_answers_at_once_is_read_in_this_thread_and_asked_for_ahead(tmp_pat
 
     def look(shard: int) -> None:
         assert threading.current_thread() is threading.main_thread()
-        assert shard < PROBED or shard in asked
+        assert shard in asked
         looked.append(shard)
 
-    with Readers(None, files) as readers:
-        readers.map(look, range(3 * FETCHED))
-    assert looked == list(range(3 * FETCHED)) and asked == looked[PROBED:]
+    with Readers(slow=False) as readers:
+        readers.map(look, range(3 * RUN + 1), files)
+    assert looked == asked == list(range(3 * RUN + 1))
 
 
 def test_what_looking_raises_is_raised() -> None:
@@ -56,5 +67,5 @@ def test_what_looking_raises_is_raised() -> None:
         raise KeyError(shard)
 
     for slow in (True, False):
-        with pytest.raises(KeyError), Readers(slow, lambda shard: []) as readers:
-            readers.map(look, range(9))
+        with pytest.raises(KeyError), Readers(slow) as readers:
+            readers.map(look, range(9), none)

@@ -430,6 +430,19 @@ def test_verify_names_damaged_packs_and_what_nothing_vouches_for(finished: Conte
     }
 
 
+def test_verify_looks_at_all_stores_also_where_one_is_of_another_version(finished: Context, tmp_path: Path) -> None:
+    other = copy_of(finished, tmp_path)
+    shutil.copytree(other.experiment.root, tmp_path / "later")
+    record = other.experiment.ledger("digits") / "store.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "format": 1}))
+    damage_flip(tmp_path / "later/maps/digits.zarr/deeplift/c.1.0.0")
+    problems = verify_results(tmp_path).problems
+    assert [(problem["kind"], Path(problem["path"]).name) for problem in problems] == [
+        ("flipped", "c.1.0.0"),
+        ("foreign", "store.json"),
+    ]
+
+
 def test_stages_out_of_order_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     for stages, missing in ((["finetune"], "pretrain"), (["explain"], "finetune")):
         with pytest.raises(InputError, match=f"no finished {missing}; run `maehpc run {missing}"):

@@ -62,7 +62,7 @@ class Chosen:
         """
         first = self.store.images(shard).start
         rows = [image - first for image in images]
-        return Part(images, {name: self.store.read(name, shard)[rows] for name in names})
+        return Part(images, {name: values[rows] for name, values in self.store.read_arrays(names, shard).items()})
 
     def side(self, dim: str) -> int:
         """Pixels of an image along a dimension of its maps: `x` or, of patches, `grid_x`."""
