@@ -23,7 +23,7 @@ from maehpc.explain.methods import Method
 from maehpc.interruption import Stop
 from maehpc.maps import ArrayLayout, StoreLayout
 from maehpc.models import Classifier, grid_size, load_weights
-from maehpc.recipes import ExplainSettings
+from maehpc.recipes import ExplainSettings, plugins
 from maehpc.recipes.settings import SEARCH_SCORES
 from maehpc.stages.context import Context, differing_fields, read_json
 from maehpc.stages.finetune import CLASSIFIER, new_classifier
@@ -118,9 +118,29 @@ def prepared(context: Context, dataset: str) -> Iterator[Prepared]:
         grid = grid_size(classifier.encoder)
         layout = store_layout(context, pack, batches, explainer, grid, count, classifier_digest)
         weights = sum(weight.numel() for weight in classifier.encoder.parameters())
-        evaluations = len(recipe.explain.methods) * (1 + recipe.explain.sensitivity.drawn)
-        cost = float(weights * math.prod(grid) * evaluations)
+        patches = math.prod(grid)
+        cost = float(weights * patches * evaluations(recipe.explain, patches))
         yield Prepared(name, f"{NAME} {name}", layout, inputs, explainer, batches, recipe.explain, cost)
+
+
+def evaluations(settings: ExplainSettings, patches: int) -> int:
+    """About how often a model is run, forward or back, to explain one image.
+
+    Args:
+        settings: methods, perturbations, searches and metrics.
+        patches: of an image.
+    """
+    each = 0
+    for name in settings.methods:
+        forwards, pullbacks = plugins.facts("methods", name).get("own_passes", (0, 0))
+        each += 2 + (patches if forwards == "patches" else forwards) + pullbacks
+    sensitivity = settings.sensitivity
+    found = each * (1 + sensitivity.drawn + len(sensitivity.searches) * sensitivity.search.steps)
+    for name in settings.metrics:
+        facts = plugins.facts("metrics", name)
+        found += facts.get("forwards", 0) + len(settings.methods) * facts.get("forwards_each", 0)
+        found += each * facts.get("attributions", 0)
+    return found
 
 
 def finished_classifier(context: Context, name: str) -> tuple[Path, str]:

@@ -9,6 +9,7 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,12 +28,12 @@ from maehpc.interruption import Stop
 from maehpc.maps import MapStore
 from maehpc.ownership import own
 from maehpc.progress import Bar, Silent, human_bytes
-from maehpc.recipes import read_recipe
+from maehpc.recipes import ExplainSettings, read_recipe
 from maehpc.report import aggregate
 from maehpc.stages.begin import begin, settled_recipe
 from maehpc.stages.context import Context
 from maehpc.stages.explain import explain
-from maehpc.stages.explanations import load_classifier, prepared
+from maehpc.stages.explanations import evaluations, load_classifier, prepared
 from maehpc.stages.finetune import finetune
 from maehpc.stages.pipeline import run_stages, stages_of
 from maehpc.stages.preflight import check
@@ -99,7 +100,20 @@ def test_what_an_image_costs_grows_with_model_methods_and_samples(finished: Cont
     path = finished.experiment.stage("finetune", "digits") / "classifier.safetensors"
     weights = sum(values.size for name, values in load_file(path).items() if name.startswith("encoder."))
     with prepared(finished, "digits") as ready:
-        assert ready.cost == weights * 16 * 3 * (1 + 2)
+        assert ready.cost == weights * 16 * (3 * 2) * (1 + 2)
+
+
+def test_a_model_is_run_as_often_as_methods_and_metrics_ask_for() -> None:
+    def runs(**settings: Any) -> int:
+        return evaluations(ExplainSettings.model_validate({"sensitivity": {"samples": 0}, **settings}), 16)
+
+    assert runs(methods=["saliency"]) == 2
+    assert runs(methods=["occlusion"]) == 2 + 16
+    assert runs(methods=["rise", "saliency"]) > 500
+    both = {"kinds": ["random", "pgd"], "samples": 3, "search": {"steps": 5}}
+    assert runs(methods=["saliency"], sensitivity=both) == 2 * (1 + 3 + 5)
+    one, two = (runs(methods=methods, metrics=["deletion"]) for methods in (["saliency"], ["saliency", "gradcam"]))
+    assert two == 2 * one > 20
 
 
 @pytest.mark.parametrize(
