@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -371,6 +371,7 @@ FUNCTIONS = {
     st.sampled_from([0.0, 0.5, 0.9]),
     st.integers(0, 1000),
 )
+@example("gate", torch.float32, 1, 1, 1, 1e-3, 40.0, 0.5, 64)
 @settings(max_examples=400, deadline=None)
 def test_summation_to_delta(name, dtype, images, tokens, width, size, step, equal, seed):
     """sum m (x - x0) = g (f(x) - f(x0)), up to rounding; x and x0 are equal in a share of places."""
@@ -389,6 +390,12 @@ def test_summation_to_delta(name, dtype, images, tokens, width, size, step, equa
     if "plain" in name:  # both terms of a multiplier are as large as the larger factor, and may cancel
         factor = max((y.double().var(-1, unbiased=False) + 1e-6).rsqrt().max() for y in (x, x0))
         allowed = allowed + 60 * rounding * factor * (g * (x - x0)).double().abs().flatten(1).sum(1)
+    if name == "gate":  # a place in the middle gates itself: the two terms of its multiplier may cancel
+        (s, v), (s0, v0) = ((F.silu(y.double()), y.double().flip(-1)) for y in (x, x0))
+        slope = ((s - s0) / (x.double() - x0.double())).nan_to_num(0.0, 0.0, 0.0).abs()
+        as_gate = g.double().abs() * (v.abs() + v0.abs()) * slope
+        as_value = (g.double().abs() * (s.abs() + s0.abs())).flip(-1)
+        allowed = allowed + 60 * rounding * ((as_gate + as_value) * (x - x0).double().abs()).flatten(1).sum(1)
     if name in ("softmax", "attention"):  # weights are only as accurate as the scores, however small their change
         largest = (x.abs().amax() + x0.abs().amax()).double() ** (2 if name == "attention" else 1)
         allowed = allowed * (1 + largest * width**0.5)
