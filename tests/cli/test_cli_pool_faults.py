@@ -158,7 +158,7 @@ def test_the_disk_fills_in_the_middle_of_a_shard(
         mount("size=64m")
         shutil.copytree(tmp_path / "aside", maps, dirs_exist_ok=True)
         used = shutil.disk_usage(maps).used
-        mount(f"size={used + (400 << 10)}")  # some shards of twenty files
+        mount(f"size={used + (200 << 10)}")  # some shards of five files, each of a page
         full = command(place, *POOLED)
         assert full.returncode == 1, full.stderr
         last = full.stderr.splitlines()[-1]
@@ -223,9 +223,9 @@ def test_whatever_is_damaged_is_computed_again_and_nothing_else(
     harm(11, "truncated", files_of(place, 11)[1], lambda path: cut(path, 0.5))
     harm(12, "truncated", files_of(place, 12)[2], lambda path: cut(path, 0.0))
     harm(13, "missing", files_of(place, 13)[3], Path.unlink)
-    neighbour, theirs = maps / "deeplift" / "c.15.0.0", other / "maps" / "logits" / "c.16.0"
+    neighbour, theirs = maps / "deeplift" / "c.15.0.0", other / "maps" / "scores" / "c.16.0"
     replace_by(14, maps / "deeplift" / "c.14.0.0", neighbour)
-    replace_by(16, maps / "logits" / "c.16.0", theirs)
+    replace_by(16, maps / "scores" / "c.16.0", theirs)
     harm(17, "unrecorded", record_of(place, 17), lambda path: cut(path, 0.5))
     harm(18, "unrecorded", record_of(place, 18), lambda path: cut(path, 0.0))
     harm(19, "foreign", record_of(place, 19), lambda path: shutil.copy(record_of(place, 20), path))
