@@ -81,13 +81,17 @@ def reading(path: Path) -> Iterator[None]:
         raise RunError(f"cannot read {path}: {type(error).__name__}: {error}") from error
 
 
-def read_if_there(path: Path) -> bytes | None:
-    """A file's bytes; None where it, or a folder above it, is not there.
+def read_if_there(folder: Path, name: str) -> bytes | None:
+    """The bytes of a file in a folder; None where it, or a folder above it, is not there.
 
     Raises:
         RunError: it cannot be read.
     """
     try:
+        if isinstance(folder, Path):  # and no remote place: a store has so many files that making Paths would be felt
+            with suppress(OSError), open(f"{folder}/{name}", "rb", buffering=0) as handle:  # noqa: PTH123
+                return handle.read()
+        path = folder / name
         with reading(path):
             return path.read_bytes()
     except FileNotFoundError:

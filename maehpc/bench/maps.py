@@ -86,7 +86,8 @@ def run(progress: Progress, folder: Path, load: Load) -> Report:
     """Measures on the file system of a folder; what is written there is removed.
 
     Returns:
-        A report whose `results` has `write_over_numpy`, `write_over_numpy_one_array`, `write_over_zarr`,
+        A report whose `results` has `write_over_numpy`, `write_over_numpy_each_array`,
+        `write_over_numpy_one_array`, `write_over_zarr`,
         `write_bytes_per_second`, `compression`, `compression_ratio`, `compressions`, `codecs`,
         `read_bytes_per_second`, `read_over_raw`, `deep_over_raw`, `aggregate_over_raw` (files not in memory),
         `aggregate_over_raw_cached`, `aggregate_images_per_second`, `aggregate_again_images_per_second`, `resume_s`,
@@ -156,7 +157,7 @@ def stored_of(arrays: Arrays) -> Arrays:
 def write_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str, Any]]:
     """Writes shards: ours, whole and recorded; `np.save` and fsync of each array; zarr's own way with its defaults.
 
-    All three write as many arrays, of which one holds the scores.
+    All three write as many files, of which one holds the scores; numpy also a file a score.
     """
     stored, single = stored_of(arrays), {ONE: arrays[ONE]}
     size = sum(array.nbytes for array in stored.values())
@@ -170,6 +171,7 @@ def write_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str, 
             "numpy": _Peer(root / "numpy", stored, _numpy),
             **ours,
             "zarr": _Peer(root / "zarr", stored, _zarr),
+            "numpy, each": _Peer(root / "each", arrays, _numpy),
             "numpy, one": _Peer(root / "numpy", single, _numpy),
             "one": begun("one", single, COMPRESSIONS[0]),
         }
@@ -182,9 +184,11 @@ def write_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str, 
     ratios = {name: size / turn.stored for name, turn in ours.items()}
     first, *others = COMPRESSIONS
     over = {name: _over(times["numpy"], times[name]) for name in COMPRESSIONS}
+    each = _over(times["numpy, each"], times[first])
     one = _over(times["numpy, one"], times["one"])
     results = {
         "write_over_numpy": over[first],
+        "write_over_numpy_each_array": each,
         "write_over_numpy_one_array": one,
         "write_over_zarr": _over(times["zarr"], times[first]),
         "write_bytes_per_second": size / statistics.median(times[first]),
@@ -202,7 +206,8 @@ def write_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[str, 
         _rate("np.save and fsync of it", arrays[ONE].nbytes, times["numpy, one"]),
     )
     told = (
-        Ratio("write over numpy", over[first], "1 is the rate of np.save and fsync of the same arrays"),
+        Ratio("write over numpy", over[first], "1 is the rate of np.save and fsync of as few files"),
+        Ratio("write over numpy, each array", each, "the same for a file a score, which we put into one"),
         *(Ratio(f"write over numpy, {name}", over[name], f"{ratios[name]:.3g} times smaller") for name in others),
         Ratio("write over numpy, one array", one, "the same for a shard of one array"),
     )

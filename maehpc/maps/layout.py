@@ -141,9 +141,14 @@ class StoreLayout:
 
     def shard_file(self, name: str, shard: int) -> str:
         """Path of the file with an array's part of a shard, relative to the store."""
-        name = SCORES if name in self.columns else name
-        return f"{name}/c.{shard}" + ".0" * len(self.stored[name].shape)
+        start, end = self._file_names[SCORES if name in self.columns else name]
+        return f"{start}{shard}{end}"
 
     def shard_files(self, shard: int) -> list[str]:
         """Paths of all files of a shard, relative to the store, sorted."""
-        return sorted(self.shard_file(name, shard) for name in self.stored)
+        return [f"{start}{shard}{end}" for start, end in self._file_names.values()]
+
+    @cached_property
+    def _file_names(self) -> dict[str, tuple[str, str]]:
+        """What stands before and after a shard's number in the path of its part of each stored array, sorted."""
+        return {name: (f"{name}/c.", ".0" * len(array.shape)) for name, array in sorted(self.stored.items())}

@@ -73,7 +73,7 @@ class StoreRecord(_Record):
             record.shard == shard
             and record.digest == self.digest
             and record.images == self.layout.span(shard)
-            and sorted(record.files) == self.layout.shard_files(shard)
+            and record.files.keys() == set(self.layout.shard_files(shard))
         )
 
 
@@ -140,7 +140,12 @@ class Ledger:
 
     def shard_path(self, shard: int) -> Path:
         """Where a shard's record lies."""
-        return self.folder / f"shard-{shard:05d}.json"
+        return self.folder / self.shard_name(shard)
+
+    @staticmethod
+    def shard_name(shard: int) -> str:
+        """Name of a shard's record in the folder."""
+        return f"shard-{shard:05d}.json"
 
     def store(self) -> StoreRecord | None:
         """The store's record, if there is a readable one.
@@ -148,7 +153,7 @@ class Ledger:
         Raises:
             InputError: it is whole, and of another version of maehpc.
         """
-        data = files.read_if_there(self.store_path)
+        data = files.read_if_there(self.folder, self.store_path.name)
         if data is None:
             return None
         record = _valid(data, StoreRecord)
@@ -161,7 +166,7 @@ class Ledger:
 
     def shard_bytes(self, shard: int) -> bytes | None:
         """What stands in a shard's record, for `parsed`; None where there is none."""
-        return files.read_if_there(self.shard_path(shard))
+        return files.read_if_there(self.folder, self.shard_name(shard))
 
     def shard(self, shard: int) -> ShardRecord | None:
         """A shard's record, if there is a readable one."""

@@ -131,7 +131,7 @@ class MapStore:
             raise InputError(f"{book.store_path} is absent or unreadable; run explain to make the store")
         metadata = {}
         for name, recorded in record.files.items():
-            data = files.read_if_there(path / name)
+            data = files.read_if_there(path, name)
             if data is None or file_record(data) != recorded:
                 state = "is absent" if data is None else "is not what its ledger recorded"
                 raise InputError(f"{path / name} {state}; run explain again to write it anew")
@@ -215,10 +215,10 @@ class MapStore:
         assert data is not None
         return Recorded(self, record, files.sha256_bytes(data))
 
-    def files_of_scores(self, shard: int) -> list[Path]:
-        """What `look` and then `Recorded.scores` read of a shard."""
-        tables = [] if self.layout.table is None else [self.path / self.layout.shard_file(SCORES, shard)]
-        return [self._ledger.shard_path(shard), *tables]
+    def files_of_scores(self, shard: int) -> list[str]:
+        """Paths of what `look` and then `Recorded.scores` read of a shard."""
+        tables = [] if self.layout.table is None else [f"{self.path}/{self.layout.shard_file(SCORES, shard)}"]
+        return [f"{self._ledger.folder}/{self._ledger.shard_name(shard)}", *tables]
 
     def read(self, name: str, shard: int) -> NDArray[Any]:
         """One array's values [n, *shape] for a shard of n images; the bytes are checked before they are decoded.
@@ -236,14 +236,14 @@ class MapStore:
             raise RunError(f"shard {shard} of {self.path} is not recorded; run explain to compute it")
         names = [*names]
         scores = [name for name in names if name in self.layout.columns]
-        found = unpacked(self.layout, self._read(SCORES, record), scores) if scores else {}
+        found = unpacked(self.layout, [self._read(SCORES, record)], scores) if scores else {}
         return {name: found[name] if name in found else self._read(name, record) for name in names}
 
     def _read(self, stored: str, record: ShardRecord) -> NDArray[Any]:
         """What a file holds of an array that is on the disk."""
         shard = record.shard
         relative = self.layout.shard_file(stored, shard)
-        data = files.read_if_there(self.path / relative)
+        data = files.read_if_there(self.path, relative)
         recorded = record.files[relative]
         if data is None or len(data) != recorded.bytes or files.sha256_bytes(data) != recorded.sha256:
             state = "is absent" if data is None else "is not what its ledger recorded"

@@ -5,7 +5,7 @@ An image has dozens of scores of a few bytes. A file each would be most of a sto
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,11 @@ def packed(layout: StoreLayout, arrays: Mapping[str, NDArray[Any]]) -> NDArray[A
     return table
 
 
-def unpacked(layout: StoreLayout, table: NDArray[Any], names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Some scores by name, [n, *shape] in their own types, from the table [n, columns] of n images."""
-    return {
-        name: table[:, layout.columns[name]].astype(layout.arrays[name].dtype).reshape(-1, *layout.arrays[name].shape)
-        for name in names
-    }
+def unpacked(layout: StoreLayout, tables: Sequence[NDArray[Any]], names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Some scores by name, [n, *shape] in their own types, from tables [m, columns] that hold n images in all."""
+    found = {}
+    for name in names:
+        array, columns = layout.arrays[name], layout.columns[name]
+        values = np.concatenate([table[:, columns] for table in tables])
+        found[name] = values.astype(array.dtype, copy=False).reshape(-1, *array.shape)
+    return found

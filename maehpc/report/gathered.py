@@ -192,8 +192,8 @@ def _look(store: MapStore, known: Mapping[int, bytes], shard: int) -> _Part | Ma
         return error
 
 
-def _files(store: MapStore, known: Mapping[int, bytes], shard: int) -> list[Path]:
-    """What looking at a shard most likely reads: of one that is known its record alone."""
+def _files(store: MapStore, known: Mapping[int, bytes], shard: int) -> list[str]:
+    """Paths of what looking at a shard most likely reads: of one that is known its record alone."""
     return store.files_of_scores(shard)[: 1 if shard in known else None]
 
 
@@ -220,8 +220,8 @@ def _brought_up_to_date(
         if kept:
             runs += [_rows(old, one) for one in images]
         else:
-            table = np.concatenate([part.table for part in run.values() if part.table is not None])
-            runs.append({IMAGE: np.concatenate(images), **unpacked(store.layout, table, names)})
+            tables = [part.table for part in run.values() if part.table is not None]
+            runs.append({IMAGE: np.concatenate(images), **unpacked(store.layout, tables, names)})
     arrays = runs[0]
     if len(runs) > 1:
         arrays = {name: np.concatenate([run[name] for run in runs]) for name in [IMAGE, *names]}

@@ -45,14 +45,14 @@ class Readers:
         self._pool.shutdown(cancel_futures=True)
 
     def map(
-        self, look: Callable[[int], Result], shards: Sequence[int], files: Callable[[int], Iterable[Path]]
+        self, look: Callable[[int], Result], shards: Sequence[int], files: Callable[[int], Iterable[str]]
     ) -> list[Result]:
         """What `look` finds of each shard, in their order.
 
         Args:
             look: at a shard.
             shards: to look at.
-            files: that a shard will be read from: the system is asked to fetch them ahead.
+            files: paths of what a shard will be read from: the system is asked to fetch them ahead.
         """
         found: list[Result] = []
         runs = deque(shards[start : start + RUN] for start in range(0, len(shards), RUN))
@@ -79,13 +79,13 @@ def _busy_s() -> float:
     return time.thread_time()
 
 
-def _fetch(shards: Iterable[int], files: Callable[[int], Iterable[Path]]) -> None:
+def _fetch(shards: Iterable[int], files: Callable[[int], Iterable[str]]) -> None:
     for shard in shards:
         for path in files(shard):
             _fetch_file(path)
 
 
-def _fetch_file(path: Path) -> None:
+def _fetch_file(path: str) -> None:
     """Asks the system to have a file in memory soon, where it knows such a question."""
     if not hasattr(os, "posix_fadvise"):
         return

@@ -53,7 +53,7 @@ def test_the_report_has_its_keys_and_nothing_stays(arrays: dict[str, np.ndarray]
     assert record["files"] == 13 * 5 + record["files_beside_shards"]
     assert record["files_beside_shards"] == 1 + 2 * 2 + 5  # the group, two coordinates' two, a description an array
     rates = ["write_bytes_per_second", "read_bytes_per_second", "read_over_raw", "deep_over_raw", "resume_s"]
-    ratios = ["write_over_numpy", "write_over_numpy_one_array", "write_over_zarr"]
+    ratios = ["write_over_numpy", "write_over_numpy_each_array", "write_over_numpy_one_array", "write_over_zarr"]
     ratios += ["aggregate_over_raw", "aggregate_over_raw_cached"]
     rates += ["aggregate_images_per_second", "aggregate_again_images_per_second"]
     assert all(record[key] > 0 for key in rates + ratios)

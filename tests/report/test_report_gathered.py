@@ -64,7 +64,7 @@ def test_a_shard_is_read_once(tmp_path: Path) -> None:
 
 def test_the_system_is_asked_for_new_shards_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("maehpc.report.readers._fetch_file", lambda path: asked.append(path.name))
+    monkeypatch.setattr("maehpc.report.readers._fetch_file", lambda path: asked.append(Path(path).name))
     write_explanations(tmp_path / "demo", Study())
     aggregate(tmp_path)
     records = [f"shard-0000{shard}.json" for shard in range(3)]
