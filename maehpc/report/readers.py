@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -18,7 +18,9 @@ Result = TypeVar("Result")
 THREADS = 16
 """That read at a time from a file system that lets one wait."""
 RUN = 16
-"""Shards that tell whether it does; the system is asked for so many ahead."""
+"""Shards that tell whether it does."""
+FETCHED = 64
+"""Shards that the system is asked for ahead."""
 WAITING_S = 1e-3
 """Seconds that one waits for a shard, from which on threads gain more than they cost.
 
@@ -56,12 +58,11 @@ class Readers:
         """
         found: list[Result] = []
         runs = deque(shards[start : start + RUN] for start in range(0, len(shards), RUN))
-        if runs and not self._slow:
-            _fetch(runs[0], files)
+        ahead = iter(shards if not self._slow else ())
+        _fetch(islice(ahead, FETCHED), files)
         while runs and not self._slow:
             run = runs.popleft()
-            if runs:
-                _fetch(runs[0], files)
+            _fetch(islice(ahead, RUN), files)
             begun, busy = time.perf_counter(), _busy_s()
             found += [look(shard) for shard in run]
             self._timed += len(run)
