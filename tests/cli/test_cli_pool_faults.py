@@ -92,6 +92,7 @@ def test_ray_that_does_not_start(unfinished: Callable[..., Path], finished: Path
         pytest.skip("namespaces of one's own are not permitted here")
     stranger = tmp_path / "ray"
     stranger.mkdir()
+    (tmp_path / "inductor").mkdir()  # PyTorch wants it, and would not get it where nothing can be written
     (stranger / "__init__.py").write_text("raise ImportError('this is not Ray')\n")
     cases = {
         "loopback": (NO_LOOPBACK, "this host does not reach itself at 127.0.0.2"),

@@ -49,6 +49,7 @@ def test_a_sweep_is_one_pool_where_several_workers_explain(run: Run, tiny: str, 
 @pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left")
 def test_a_background_pool_is_killed_cancelled_and_resumed(run: Run, place: Path, finished: Path, two: str) -> None:
+    others = set(psutil.Process().children(recursive=True))  # of tests before this one
     submitted = run("submit", "explain", "--name", "tiny", "--cluster", two, "--metrics-port", "0", "-q")
     assert submitted.code == 0, submitted.err
     (job,) = jobs_in(place)
@@ -67,7 +68,7 @@ def test_a_background_pool_is_killed_cancelled_and_resumed(run: Run, place: Path
     earlier = len(recorded(place))
     until(lambda: len(recorded(place)) > earlier, 120)
 
-    below = psutil.Process().children(recursive=True)
+    below = set(psutil.Process().children(recursive=True)) - others
     cancelled = run("cancel", "tiny")
     assert cancelled.code == 0 and "it was running" in cancelled.out, cancelled.out + cancelled.err
     _, alive = psutil.wait_procs(below, timeout=60)
