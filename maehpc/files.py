@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def read_if_there(folder: Path, name: str) -> bytes | None:
     """
     try:
         if isinstance(folder, Path):  # and no remote place: a store has so many files that making Paths would be felt
-            with suppress(OSError), open(f"{folder}/{name}", "rb", buffering=0) as handle:  # noqa: PTH123
+            with suppress(OSError), FileIO(f"{folder}/{name}") as handle:
                 return handle.read()
         path = folder / name
         with reading(path):
