@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -25,6 +25,9 @@ FLUSHES = 8
 
 _PARTS = 1024
 """Parts of a file that POSIX systems write in one call."""
+
+_PIECE = 1 << 21
+"""Bytes of a file that are written, and then hashed while they are in the processor's cache."""
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -243,16 +246,43 @@ def _flush_folder(folder: Path) -> None:
         fsync_path(folder)
 
 
-def write_synced(partial: Path, parts: Sequence[bytes | memoryview]) -> None:
-    """Writes a temporary file from its parts, many in one call of the system, and flushes it to the disk.
+def write_synced(partial: Path, parts: Iterable[bytes | memoryview]) -> tuple[str, int]:
+    """Writes a temporary file from its parts, as they are made, and flushes it to the disk.
+
+    The disk begins with what there is while the rest is made, written and hashed: without being asked, a file system
+    begins when the file is flushed.
+
+    Returns:
+        The file's SHA-256 (hex), and its bytes.
 
     Raises:
         RunError: the disk refused.
     """
+    digest, size = hashlib.sha256(), 0
     with writing(partial), partial.open("wb", buffering=0) as handle:
-        for start in range(0, len(parts), _PARTS):
-            _write_parts(handle.fileno(), parts[start : start + _PARTS])
+        for piece in _pieces(parts):
+            length = sum(map(len, piece))
+            _write_parts(handle.fileno(), piece)
+            os.posix_fadvise(handle.fileno(), size, length, os.POSIX_FADV_DONTNEED)  # begin; this waits for none
+            for part in piece:
+                digest.update(part)
+            size += length
         os.fsync(handle.fileno())
+    return digest.hexdigest(), size
+
+
+def _pieces(parts: Iterable[bytes | memoryview]) -> Iterator[list[bytes | memoryview]]:
+    """Parts that one call of the system takes: few enough, and so long together that the call is worth it."""
+    piece: list[bytes | memoryview] = []
+    size = 0
+    for part in parts:
+        piece.append(part)
+        size += len(part)
+        if size >= _PIECE or len(piece) == _PARTS:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
 
 
 def _write_parts(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -134,6 +135,35 @@ def test_sha256_is_that_of_the_standard(tmp_path: Path) -> None:
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
     (tmp_path / "abc").write_bytes(b"abc")
     assert files.sha256_file(tmp_path / "abc") == files.sha256_bytes(b"abc") == abc
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40) | st.sampled_from([0, 1 << 20, (1 << 21) + 3]), max_size=12),
+    many=st.sampled_from([0, 1023, 1024, 2500]),
+)
+def test_parts_are_written_one_after_the_other(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], many: int
+) -> None:
+    parts = [bytes([place % 251]) * length for place, length in enumerate([*lengths, *[3] * many])]
+    path = tmp_path_factory.mktemp("parts") / "file"
+    expected = b"".join(parts)
+    made = (memoryview(part) if len(part) % 2 else part for part in parts)
+    assert files.write_synced(path, made) == (hashlib.sha256(expected).hexdigest(), len(expected))
+    assert path.read_bytes() == expected
+
+
+def test_parts_that_cannot_be_made_are_heard_of(tmp_path: Path) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b"first"
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        files.write_synced(tmp_path / "file", parts())
+
+
+def test_parts_beyond_the_disk_are_said(disk: Mount) -> None:
+    with pytest.raises(RunError, match="the disk is full"):
+        files.write_synced(disk("size=4m") / "file", (bytes(1 << 20) for _ in range(1000)))
 
 
 def test_a_file_in_the_place_of_a_folder_is_said(tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ class Sharding:
     fill: Any
     compressor: Any
 
-    def encode(self, values: NDArray[Any], pool: Executor) -> list[Bytes]:
-        """The file's bytes, in parts that may be views of the values.
+    def encode(self, values: NDArray[Any], pool: Executor) -> Iterator[Bytes]:
+        """The file's bytes, in parts that may be views of the values, made a little before they are taken.
 
         Args:
             values: [n, *shape[1:]], n at most the shard's images.
@@ -66,14 +66,18 @@ class Sharding:
         step = self.chunk * max(1, PIECE // (self.dtype.itemsize * math.prod((self.chunk, *self.shape[1:]))))
         pieces = (values[start : start + step] for start in range(0, len(values), step))
         index = np.full((self.shape[0] // self.chunk, 2), _ABSENT, "<u8")
-        parts: list[Bytes] = []
         offset = 0
-        for place, chunk in enumerate(chain.from_iterable(in_order(pool, self._chunks, pieces))):
+        for place, chunk in enumerate(chain.from_iterable(self._made(pieces, pool))):
             length = sum(map(len, chunk))
             index[place] = offset, length
             offset += length
-            parts += chunk
-        return [*parts, index.tobytes(), _checksum(index.tobytes())]
+            yield from chunk
+        yield index.tobytes()
+        yield _checksum(index.tobytes())
+
+    def _made(self, pieces: Iterator[NDArray[Any]], pool: Executor) -> Iterator[list[tuple[Bytes, bytes]]]:
+        """A chunk's bytes and checksum, piece by piece; where nothing is compressed, threads have nothing to do."""
+        return map(self._chunks, pieces) if self.compressor is None else in_order(pool, self._chunks, pieces)
 
     def decode(self, data: bytes, images: int, whole: bool = False) -> NDArray[Any]:
         """The values [images, *shape[1:]] of a shard's file; a view of it where they are one chunk as it stands.

@@ -1,22 +1,20 @@
-"""A shard's files on their way to the disk: while one array is compressed, those before it are hashed and written."""
+"""A shard's files on their way to the disk: side by side, each compressed, written and hashed piece by piece."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from maehpc import files
-from maehpc.maps.ledger import FileRecord, file_record
+from maehpc.maps.ledger import FileRecord
 from maehpc.maps.sharding import Bytes
 from maehpc.maps.threads import cores, in_order, pool
 
 AHEAD = 8
-"""Files that are hashed and written at a time, at most: the system flushes small ones together."""
+"""Files that are written at a time, at most: the system flushes small ones together."""
 
-Encoder = Callable[[Executor], list[Bytes]]
+Encoder = Callable[[Executor], Iterable[Bytes]]
 """Makes a file's bytes, in parts, in threads that it is given."""
 
 
@@ -33,12 +31,11 @@ def write_files(encoders: Sequence[Encoder], paths: Sequence[Path]) -> list[File
     Raises:
         RunError: the disk refused.
     """
+    with pool(cores()) as compressing, pool(AHEAD) as busy:
 
-    def tasks(compressing: Executor) -> Iterator[Callable[[], Any]]:
-        for encode, path in zip(encoders, paths, strict=True):
-            parts = encode(compressing)
-            yield partial(files.write_synced, path, parts)
-            yield partial(file_record, *parts)
+        def write(one: tuple[Encoder, Path]) -> FileRecord:
+            encode, path = one
+            sha256, size = files.write_synced(path, encode(compressing))
+            return FileRecord(sha256=sha256, bytes=size)
 
-    with pool(cores()) as compressing, pool(2 * AHEAD) as busy:
-        return list(in_order(busy, lambda task: task(), tasks(compressing), 2 * AHEAD))[1::2]
+        return list(in_order(busy, write, zip(encoders, paths, strict=True), AHEAD))
