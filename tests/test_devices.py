@@ -27,6 +27,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is kept by a switch of glibc's")
 def test_the_next_batch_takes_the_last_ones_memory() -> None:
     def faults(how: str) -> int:

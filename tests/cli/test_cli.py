@@ -21,6 +21,7 @@ from maehpc.recipes import load_recipe, recipe_yaml
 from maehpc.shipped import shipped_folder
 
 
+@pytest.mark.slow
 def test_a_pipeline_ends_with_its_table_and_its_files(run: Run, tiny: str) -> None:
     outcome = run("run", "pipeline", "--recipe", tiny, "-q")
     assert outcome.code == 0, outcome.err
@@ -156,6 +157,7 @@ def test_a_truncated_npz_is_told(run: Run, tiny: str, tmp_path: Path) -> None:
     assert "own.npz" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_exit_1_and_a_rerun_completes(run: Run, tiny: str, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as mount:
         results = str(mount("size=400k") / "results")
@@ -175,6 +177,7 @@ def test_read_only_results_fail_before_computing(run: Run, tiny: str, tmp_path: 
     assert "read-only" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_second_run_of_another_recipe_changes_nothing(run: Run, tiny: str, tmp_path: Path) -> None:
     words = ["run", "pipeline", "--recipe", tiny, "--set", "pretrain.epochs=60"]
     process = subprocess.Popen(
@@ -199,6 +202,7 @@ def test_a_second_run_of_another_recipe_changes_nothing(run: Run, tiny: str, tmp
         process.wait()
 
 
+@pytest.mark.slow
 def test_multi_label_data_end_to_end(run: Run, tiny: str, tmp_path: Path) -> None:
     many = {
         f"{split}_labels": (np.arange(36).reshape(12, 3) % 4 == 0).astype(np.uint8)
@@ -238,6 +242,7 @@ def test_a_study_without_sensitivity_is_shown(run: Run, tiny: str) -> None:
     assert "samples is 0" in outcome.out
 
 
+@pytest.mark.slow
 def test_maps_without_sensitivity_are_told(run: Run, tiny: str) -> None:
     # Adam at 10 leaves no ReLU of the adapter alive, so that no input changes a logit.
     outcome = run("run", "pipeline", "--recipe", tiny, "-q", "--set", "finetune.optim.lr=10")
@@ -336,6 +341,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert "aggregate" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_debugger_opens_where_the_error_is(tiny: str, tmp_path: Path) -> None:
     done = maehpc(
         *("run", "finetune", "--recipe", tiny, "--pdb"), cwd=tmp_path, input="p 6 * 7\nq\n"

@@ -183,6 +183,7 @@ def controller() -> Iterator[Any]:
         process.kill()
 
 
+@pytest.mark.slow
 def test_watching_a_local_job_to_its_end(tmp_path: Path, controller: Any) -> None:
     job = new_job(tmp_path, "toy", profile={"kind": "local"})
     accept(job, str(controller.pid), "local", "mine")

@@ -22,6 +22,7 @@ def port() -> Iterator[int]:
     yield number
 
 
+@pytest.mark.slow
 def test_a_run_serves_its_metrics_and_nothing_afterwards(run: Run, tiny: str, port: int) -> None:
     url = f"http://127.0.0.1:{port}/metrics"
     over, seen = threading.Event(), list[str]()

@@ -53,6 +53,7 @@ def shown(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_report_over_http_is_the_report_made_there(run: Run, results: Path, server: Server, tmp_path: Path) -> None:
     here = run("aggregate", str(results), "--out", "here")
     there = run("aggregate", f"{server.address}/results", "--out", "there")

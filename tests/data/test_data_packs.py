@@ -353,6 +353,7 @@ def test_a_pack_of_an_older_format_is_packed_again_where_its_source_is(arrays, s
     assert lost.is_file()
 
 
+@pytest.mark.slow
 def test_a_killed_packing_leaves_nothing_half_made(tmp_path: Path):
     path = tmp_path / "packs" / "big.h5"
     raw = raw_splits(shape=(64, 64, 3), counts=(2000, 10, 10))

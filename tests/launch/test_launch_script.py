@@ -155,6 +155,7 @@ def test_what_every_script_must_say() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_environment_of_submitit_does_not_move_the_signal(tmp_path: Path) -> None:
     program = (
         "from maehpc.launch.script import script_text; import test_launch_script as t; p = t.slurm(); "

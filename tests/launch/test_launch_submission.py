@@ -63,6 +63,7 @@ def test_a_client_killed_after_sbatch_finds_its_job_again(folder: Path, sbatch: 
     assert [one.job_id for one in queued(folder)] == [waiting.job_id]
 
 
+@pytest.mark.slow
 def test_an_sbatch_that_outlives_its_client_is_waited_for(folder: Path, sbatch: Sbatch) -> None:
     """It has not asked Slurm yet when the second client comes: a look alone would find nothing."""
     wanted = request(folder / "results")
@@ -265,6 +266,7 @@ def test_code_that_was_changed_is_not_submitted_again(folder: Path) -> None:
     assert len(handed.job.submissions()) == 1
 
 
+@pytest.mark.slow
 def test_two_who_submit_a_job_again_at_once_submit_it_once(folder: Path, sbatch: Sbatch) -> None:
     (handed,) = carry_out(request(folder / "results"))
     job = handed.job

@@ -107,6 +107,7 @@ def test_killed_again_and_again_while_it_mends(
     assert_finishes(whole, maps_writer.LAYOUT, reference)
 
 
+@pytest.mark.slow
 def test_killed_at_random_times(tmp_path: Path, start: Callable[..., ForkServerProcess]) -> None:
     maps_writer.explain(tmp_path / "whole", maps_writer.LARGE)
     reference = maps_writer.contents(tmp_path / "whole/maps")

@@ -201,6 +201,7 @@ def published(theirs: Any) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("naming", ["module", "published"])
 @pytest.mark.parametrize("whole", [True, False])
 def test_transformers_states_are_read(tmp_path: Path, naming: str, whole: bool) -> None:

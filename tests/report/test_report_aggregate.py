@@ -211,6 +211,7 @@ def test_a_whole_experiment_lacks_nothing_and_every_file_is_listed(reported: tup
     ]
 
 
+@pytest.mark.slow
 def test_a_probe_has_rows_and_curves_of_its_own_and_explains_nothing(explained: Path) -> None:
     training = Study()
     experiment = Experiment(explained / "demo")
@@ -239,6 +240,7 @@ def test_another_process_writes_the_same_bytes(results: Path, reported: tuple[Pa
     assert contents(out) == contents(reported[0])
 
 
+@pytest.mark.slow
 def test_written_twice_it_is_the_same(explained: Path) -> None:
     first = aggregate(explained)
     before = contents(explained / "report")
@@ -260,6 +262,7 @@ def lacking(summary: Summary, place: str) -> list[str]:
     return [sentence for sentence in told if sentence not in UNTRAINED]
 
 
+@pytest.mark.slow
 def test_only_recorded_shards_count(tmp_path: Path) -> None:
     arrays = write_explanations(tmp_path / "demo", Study(written=(0, 2)))
     write_explanations(tmp_path / "none", Study(written=()))
@@ -344,6 +347,7 @@ def test_damaged_parts_are_told_and_the_rest_is_reported(results: Path) -> None:
     assert {path.stem for path in (results / "report").glob("*.png")} == figures
 
 
+@pytest.mark.slow
 def test_stores_that_cannot_be_opened_are_told(explained: Path) -> None:
     faults = ("ledger/digits/store.json", "maps/digits.zarr/zarr.json", "recipe.yaml")
     for number, path in enumerate(faults):
@@ -369,6 +373,7 @@ def test_a_store_of_something_else_is_told(explained: Path) -> None:
     assert "was not written by explain" in sentence
 
 
+@pytest.mark.slow
 def test_data_sets_not_begun_are_told(explained: Path) -> None:
     write_recipe(Experiment(explained / "demo"), "scratch", "digits", "retinamnist", "/some/where/Own.npz")
     summary = aggregate(explained)

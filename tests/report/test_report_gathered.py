@@ -50,6 +50,7 @@ def refused(sentence: str) -> None:
     raise AssertionError(sentence)
 
 
+@pytest.mark.slow
 def test_a_shard_is_read_once(tmp_path: Path) -> None:
     write_explanations(tmp_path / "demo", Study())
     aggregate(tmp_path)
@@ -62,6 +63,7 @@ def test_a_shard_is_read_once(tmp_path: Path) -> None:
     assert "c.1" in sentence
 
 
+@pytest.mark.slow
 def test_the_system_is_asked_for_new_shards_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr("maehpc.report.readers._fetch_file", lambda path: asked.append(Path(path).name))
@@ -74,6 +76,7 @@ def test_the_system_is_asked_for_new_shards_alone(tmp_path: Path, monkeypatch: p
     assert asked == records
 
 
+@pytest.mark.slow
 def test_new_shards_are_read_and_no_others(tmp_path: Path) -> None:
     arrays = write_explanations(tmp_path / "demo", Study(written=(0, 2)))
     assert told(tmp_path) == ["demo/digits: 1 of 3 shards not explained: 1"]
@@ -88,6 +91,7 @@ def test_new_shards_are_read_and_no_others(tmp_path: Path) -> None:
     np.testing.assert_array_equal(images["sensitivity_max"], arrays["saliency_sensitivity_max"])
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_gone_or_cut_off_counts_no_more(tmp_path: Path) -> None:
     write_explanations(tmp_path / "demo", Study())
     assert told(tmp_path) == []
@@ -97,6 +101,7 @@ def test_a_shard_that_is_gone_or_cut_off_counts_no_more(tmp_path: Path) -> None:
     assert aggregate(tmp_path).rows["images"].tolist() == [6] * 3
 
 
+@pytest.mark.slow
 def test_a_store_made_anew_is_read_anew(tmp_path: Path) -> None:
     write_explanations(tmp_path / "demo", Study())
     aggregate(tmp_path)
@@ -107,6 +112,7 @@ def test_a_store_made_anew_is_read_anew(tmp_path: Path) -> None:
     assert row["sensitivity_max_mean"] == pytest.approx(arrays["saliency_sensitivity_max"].mean(dtype=np.float64))
 
 
+@pytest.mark.slow
 def test_what_was_gathered_of_stores_that_are_gone_is_deleted(tmp_path: Path) -> None:
     for name in ("demo", "other"):
         write_explanations(tmp_path / name, Study())
@@ -155,6 +161,7 @@ def test_what_was_gathered_outlives_a_store_that_cannot_be_read_for_once(tmp_pat
     assert told(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study(searches=("pgd",), floors=4, metrics=("sparseness", "deletion"), written=(0, 2))
     write_explanations(tmp_path / "demo", study)

@@ -82,6 +82,7 @@ def test_what_nobody_expected_is_raised_where_it_happened_and_told_elsewhere() -
     in_world(2, work)
 
 
+@pytest.mark.slow
 def test_slow_work_is_waited_for_longer_than_a_dead_peer() -> None:
     def work(world: World) -> None:
         distributed.TICK_S = 0.2
@@ -143,6 +144,7 @@ def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
         raise AssertionError("met nobody")
 
 
+@pytest.mark.slow
 def test_those_who_came_are_told_that_one_did_not(tmp_path: Path) -> None:
     def come(rank: int) -> None:
         begun = time.monotonic()
@@ -179,6 +181,7 @@ def test_an_unknown_interface_is_told_with_those_there_are(tmp_path: Path) -> No
         raise AssertionError("met nobody")
 
 
+@pytest.mark.slow
 def test_another_store_at_the_address_is_not_taken_for_rank_0(tmp_path: Path) -> None:
     stranger = FileMeeting(tmp_path / "stranger.json")
 

@@ -351,6 +351,7 @@ def test_asked_to_stop_it_saves_every_step_and_goes_on(crop: str, tmp_path: Path
     assert results_of(broken) == results_of(whole)
 
 
+@pytest.mark.slow
 def test_killed_after_a_checkpoint_it_goes_on_from_there(tmp_path: Path) -> None:
     whole, broken = (tiny_context(tmp_path, *SCRATCH, "probe.epochs=40", name=name) for name in ("whole", "broken"))
     probe(whole, "digits")

@@ -206,6 +206,7 @@ def test_parameters_without_a_gradient_are_left_alone_as_by_one_process(tmp_path
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_three_ranks_killed_after_a_checkpoint_end_bitwise_the_same(tmp_path: Path) -> None:
     # The first backward decides where gradients stand among others, and so the rounding of sums of three.
     whole, broken = (tiny_context(tmp_path, name=word) for word in ("whole", "broken"))
@@ -216,6 +217,7 @@ def test_three_ranks_killed_after_a_checkpoint_end_bitwise_the_same(tmp_path: Pa
     assert results(broken, "pretrain") == results(whole, "pretrain")
 
 
+@pytest.mark.slow
 def test_one_rank_killed_ends_the_others_and_nothing_is_lost(tmp_path: Path) -> None:
     whole, broken = (tiny_context(tmp_path, "pretrain.epochs=6", name=word) for word in ("whole", "broken"))
     in_world(3, work(whole, "pretrain"))
@@ -266,6 +268,7 @@ class StopAt(Stop):
         return super().reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3])
 def test_one_rank_that_is_asked_to_stop_stops_all_after_the_same_step(size: int, tmp_path: Path) -> None:
     whole, broken = (tiny_context(tmp_path, name=word) for word in ("whole", "broken"))

@@ -156,6 +156,7 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(tmp_path: Path) -> 
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_training_learns(tmp_path: Path) -> None:
     context = tiny_context(
         tmp_path,

@@ -82,6 +82,7 @@ def test_what_refuses_a_checkpoint_is_told_by_the_next_call_and_leaves_nothing(t
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_log_reaches_up_to_every_checkpoint_that_can_be_seen(tmp_path: Path) -> None:
     context = tiny_context(tmp_path, "pretrain.epochs=6", "pretrain.checkpoint.every_steps=1")
     folder = context.experiment.stage("pretrain", "digits")
@@ -93,6 +94,7 @@ def test_the_log_reaches_up_to_every_checkpoint_that_can_be_seen(tmp_path: Path)
         assert logged[-1] >= newest >= step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2])
 def test_killed_while_a_checkpoint_is_written_the_one_before_is_gone_on_from(size: int, tmp_path: Path) -> None:
     whole, broken = (tiny_context(tmp_path, name=name) for name in ("whole", "broken"))
