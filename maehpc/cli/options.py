@@ -42,6 +42,16 @@ def metrics_port_option(function: Function) -> Function:
     )(function)
 
 
+def dashboard_port_option(function: Function) -> Function:
+    """Whether Ray shows its dashboard."""
+    return click.option(
+        "--dashboard-port",
+        type=click.IntRange(0, 65535),
+        help="Let a pool's Ray show its dashboard on this port of its host's 127.0.0.1; 0: on one that is free.  "
+        "[default: none]",
+    )(function)
+
+
 def verbosity_options(function: Function) -> Function:
     """How much is said."""
     function = click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and results.")(function)

@@ -14,6 +14,7 @@ import click
 from maehpc.cli.experiment import Words, apart, experiment_options, settle
 from maehpc.cli.options import (
     complete_profile,
+    dashboard_port_option,
     json_option,
     metrics_port_option,
     packs_option,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     "--metrics-address",
     help="Address of this host to serve them on.  [default: 127.0.0.1, which no other host reaches]",
 )
+@dashboard_port_option
 @click.option("--pdb", "debugger", is_flag=True, help="Drop into the debugger where an error is raised.")
 @results_option
 @packs_option
@@ -95,6 +97,7 @@ def _run(
     join: bool,
     metrics_port: int | None,
     metrics_address: str | None,
+    dashboard_port: int | None,
     results: Path,
     packs: Path | None,
     as_json: bool,
@@ -106,6 +109,7 @@ def _run(
     from maehpc.interruption import Stop
     from maehpc.launch.profile import load_profile
     from maehpc.launch.signals import take_signals
+    from maehpc.pool.dashboard import check as check_dashboard
     from maehpc.report import aggregate
     from maehpc.stages.begin import begin
     from maehpc.stages.context import Context
@@ -123,6 +127,8 @@ def _run(
     stage, (experiment, recipe) = wanted[0].stage, settled[0]
     computing_device = choose_device(device or profile.device)
     if join:
+        if dashboard_port is not None:
+            raise InputError(f"--dashboard-port {dashboard_port}: the run that is joined has Ray's head; leave it out")
         _join(experiment, stage, computing_device, workers, progress)
         return
     set_threads(threads or profile.threads or recorded_threads(experiment.provenance))
@@ -136,17 +142,23 @@ def _run(
         raise InputError(f"--metrics-port {metrics_port}: metrics tell of explaining; leave it out of {stage}")
     if metrics_port is None and metrics_address is not None:
         raise InputError(f"--metrics-address {metrics_address} says where alone; give --metrics-port too")
+    if dashboard_port is not None and "explain" not in names:
+        raise InputError(f"--dashboard-port {dashboard_port}: a pool that explains has Ray; leave it out of {stage}")
+    if dashboard_port is not None and not pooled:
+        raise InputError(f"--dashboard-port {dashboard_port}: one process explains without Ray; give --workers too")
     with ExitStack() as until_end:
         metrics = None
         if metrics_port is not None:
             metrics = until_end.enter_context(serving(metrics_port, metrics_address or LOOPBACK, progress.say))
+        if dashboard_port is not None:
+            check_dashboard(dashboard_port)
         contexts = [
             Context(experiment, recipe, computing_device, packs, progress, stop=stop, metrics=metrics)
             for experiment, recipe in settled
         ]
         for context in contexts:
             check(context, names)
-        fleet = local_fleet(computing_device, workers, pool_address) if pooled else None
+        fleet = local_fleet(computing_device, workers, pool_address, dashboard_port) if pooled else None
         for context in contexts:
             until_end.enter_context(begin(context, sys.argv[1:], names))
         until_end.enter_context(out_of_memory_told())

@@ -14,6 +14,7 @@ import click
 from maehpc.cli.experiment import Words, apart, experiment_name, experiment_options, settle
 from maehpc.cli.options import (
     complete_profile,
+    dashboard_port_option,
     json_option,
     metrics_port_option,
     packs_option,
@@ -73,6 +74,7 @@ UNKNOWN_S = 60.0
     help="Begin when JOB has succeeded: EXPERIMENT (its newest), EXPERIMENT/NUMBER, EXPERIMENT/STAGE or Slurm's id.",
 )
 @metrics_port_option
+@dashboard_port_option
 @click.option("--dry-run", is_flag=True, help="Print the scripts and what it would cost; submit and write nothing.")
 @click.option("--wait", is_flag=True, help="Stay until the jobs have ended; exit code 1 unless all are done.")
 @results_option
@@ -115,6 +117,7 @@ def _request(
     array: tuple[str, ...],
     after: tuple[str, ...],
     metrics_port: int | None,
+    dashboard_port: int | None,
     results: Path,
     packs: Path | None,
     **words: Any,
@@ -158,6 +161,7 @@ def _request(
         after_jobs=tuple(ids),
         min_nodes=min_nodes,
         metrics_port=metrics_port,
+        dashboard_port=dashboard_port,
     )
     check_request(request)
     return request
@@ -259,13 +263,16 @@ def _check(request: Request) -> None:
     import torch
 
     from maehpc import files
-    from maehpc.launch.plan import REPORT, chain_of
+    from maehpc.launch.plan import REPORT, chain_of, runs_this_python
+    from maehpc.pool.dashboard import check_installed
     from maehpc.progress import Silent
     from maehpc.stages.begin import settled_recipe
     from maehpc.stages.context import Context
     from maehpc.stages.preflight import check
 
     _check_after(request)
+    if request.dashboard_port is not None and runs_this_python(request.profile):
+        check_installed(request.dashboard_port)
     looked: set[tuple[str, int]] = set()
     seen: set[str] = set()
     for member in (*request.members, *request.also):

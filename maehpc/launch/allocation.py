@@ -72,21 +72,27 @@ def fleet(
     come by its end are put into `absent`.
 
     Raises:
-        InputError: a host has fewer GPUs than workers.
+        InputError: a host has fewer GPUs than workers, or Ray's dashboard cannot be served on this one.
         RunError: there is no such network interface.
     """
+    from maehpc.pool import dashboard
     from maehpc.pool.cluster import LOOPBACK, cluster
     from maehpc.stages.fleet import Fleet, threads_each
 
+    if record.dashboard_port is not None:
+        dashboard.check(record.dashboard_port)
     profile, each = parse_profile(record.profile), record.workers_per_node
     gpus = _gpus(context.device, each)
     threads = profile.threads or threads_each(_cpus(seat), each)
     if seat.scheduler == "local":
-        begun: Callable[[Announce], AbstractContextManager[Lost]] = partial(cluster, each, gpus * each, LOOPBACK)
+        begun: Callable[[Announce], AbstractContextManager[Lost]] = partial(
+            cluster, each, gpus * each, LOOPBACK, dashboard=record.dashboard_port
+        )
     else:
         address = address_for(seat.hosts[1:], _interface(profile))
         begun = partial(_called, job, record, seat, attempt, context, absent, each, gpus * each, address)
-    return Fleet(each * len(seat.hosts), threads, gpus, begun, seconds_left)
+    host = "" if seat.scheduler == "local" else seat.hosts[0]
+    return Fleet(each * len(seat.hosts), threads, gpus, begun, seconds_left, host)
 
 
 @contextmanager
@@ -109,7 +115,7 @@ def _called(
     profile = parse_profile(record.profile)
     assert isinstance(profile, SlurmProfile)
     names = Asked(joined, LOOK_S)
-    with _announced(job, attempt, seat.hosts[0], cpus, gpus, address, announce) as lost:
+    with _announced(job, attempt, seat.hosts[0], cpus, gpus, address, announce, record.dashboard_port) as lost:
         roll = RollCall(
             job.label,
             seat.hosts,
@@ -163,7 +169,14 @@ def _absent(job: JobFolder, seat: Seat, attempt: int, host: str) -> Absent:
 
 @contextmanager
 def _announced(
-    job: JobFolder, attempt: int, name: str, cpus: int, gpus: int, address: str, also: Announce
+    job: JobFolder,
+    attempt: int,
+    name: str,
+    cpus: int,
+    gpus: int,
+    address: str,
+    also: Announce,
+    dashboard: int | None,
 ) -> Iterator[Lost]:
     from maehpc.pool.cluster import cluster
 
@@ -179,7 +192,7 @@ def _announced(
     for older in secret.parent.glob("*.token"):  # of an attempt that was killed
         older.unlink(missing_ok=True)
     try:
-        with cluster(cpus, gpus, address, announce, name) as lost:
+        with cluster(cpus, gpus, address, announce, name, dashboard) as lost:
             yield lost
     finally:
         secret.unlink(missing_ok=True)

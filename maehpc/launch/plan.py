@@ -60,6 +60,7 @@ class Request:
         after_jobs: ids of other jobs of Slurm's that must have succeeded first.
         min_nodes: hosts without which explaining does not go on; None: all of a job's.
         metrics_port: where explaining tells Prometheus how far it is; 0: a free one; None: nowhere.
+        dashboard_port: of the dashboard of Ray that the pool that explains has; 0: a free one; None: no dashboard.
     """
 
     stage: str
@@ -75,6 +76,7 @@ class Request:
     also: tuple[Member, ...] = ()
     min_nodes: int | None = None
     metrics_port: int | None = None
+    dashboard_port: int | None = None
 
     @property
     def array(self) -> bool:
@@ -100,6 +102,11 @@ def ranks_of(profile: Profile) -> int:
     if isinstance(profile, SlurmProfile):
         return profile.nodes * profile.ranks_per_node
     return profile.tasks if isinstance(profile, LocalProfile) else 1
+
+
+def runs_this_python(profile: Profile) -> bool:
+    """Whether jobs run by the Python that this process has, so that what is installed here is there."""
+    return not (isinstance(profile, SlurmProfile) and (profile.python or profile.container))
 
 
 def pools(profile: Profile) -> bool:
@@ -204,6 +211,7 @@ def _record(request: Request, stage: str, member: Member, code: Snapshot) -> Job
         tasks_per_node=tasks,
         workers_per_node=workers,
         metrics_port=request.metrics_port if stage == EXPLAIN else None,
+        dashboard_port=request.dashboard_port if stage == EXPLAIN else None,
         time_min=time_min,
         code=str(code.path),
         code_digest=code.digest,
@@ -319,6 +327,8 @@ def check_request(request: Request) -> None:
         _check_min_nodes(request, request.min_nodes)
     if request.metrics_port is not None:
         _check_metrics_port(request, request.metrics_port)
+    if request.dashboard_port is not None:
+        _check_dashboard_port(request, request.dashboard_port)
     for member in (*request.members, *request.also):
         root = str(member.experiment.root)
         if "%" in root or re.search(r"[\x00-\x1f\x7f]", root):
@@ -341,3 +351,15 @@ def _check_metrics_port(request: Request, port: int) -> None:
         raise InputError(f"--metrics-port {port}: metrics tell of explaining; leave it out of {request.stage}")
     if port and len(request.members) > 1:
         raise InputError(f"--metrics-port {port}: members of a sweep may share a host; give 0 for a free port each")
+
+
+def _check_dashboard_port(request: Request, port: int) -> None:
+    if EXPLAIN not in chain_of(request.stage, request.members[0].recipe):
+        raise InputError(f"--dashboard-port {port}: a pool that explains has Ray; leave it out of {request.stage}")
+    if not pools(request.profile):
+        raise InputError(
+            f"--dashboard-port {port}: one process would explain, without Ray; ask for more --nodes or GPUs, or leave "
+            "the option out"
+        )
+    if port and len(request.members) > 1:
+        raise InputError(f"--dashboard-port {port}: members of a sweep may share a host; give 0 for a free port each")

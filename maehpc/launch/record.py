@@ -70,6 +70,7 @@ class JobRecord(_Record):
         tasks_per_node: ranks a host; one a GPU.
         workers_per_node: of the pool that explains, a host; 0 where ranks compute by themselves.
         metrics_port: where explaining tells Prometheus how far it is; 0: a free one; None: nowhere.
+        dashboard_port: of the dashboard of Ray that the pool that explains has; 0: a free one; None: no dashboard.
         time_min: wall time asked for, minutes.
         code: absolute path of the snapshot that runs.
         code_digest: of the snapshot's files.
@@ -95,6 +96,7 @@ class JobRecord(_Record):
     tasks_per_node: int
     workers_per_node: int = 0
     metrics_port: int | None = None
+    dashboard_port: int | None = None
     time_min: int
     code: str
     code_digest: str

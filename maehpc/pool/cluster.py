@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from maehpc.errors import RunError
+from maehpc.pool.dashboard import listens, settled, url
 from maehpc.pool.host import (
     HostSettings,
     adopt,
@@ -48,11 +49,13 @@ class Head:
         address: HOST:PORT.
         mark: of the cluster.
         token: of the cluster; a secret.
+        dashboard: port of Ray's dashboard, on the head's host alone; None: there is none.
     """
 
     address: str
     mark: str
     token: str
+    dashboard: int | None = None
 
 
 @contextmanager
@@ -62,6 +65,7 @@ def cluster(
     address: str = LOOPBACK,
     announce: Callable[[Head], object] = lambda head: None,
     name: str = "",
+    dashboard: int | None = None,
 ) -> Iterator[Callable[[], str | None]]:
     """Ray on this machine, connected to for the length of the block; others may `join` it.
 
@@ -71,11 +75,13 @@ def cluster(
         address: of this host, as a number; the default keeps all others out.
         announce: told of the head once it is known where it will listen.
         name: of this host, for `joined`; its address where empty.
+        dashboard: port for Ray's dashboard; 0: a free one, which the head tells; None: no dashboard.
 
     Yields:
         A function that tells why the cluster is gone; None while it is there.
 
     Raises:
+        InputError: the dashboard's port cannot be listened on.
         RunError: Ray did not come up.
     """
     adopt()  # what the host's own process leaves behind where it is killed
@@ -83,10 +89,13 @@ def cluster(
     folder = short_folder()
     try:
         path = str(write_token(folder))
-        head = Head(f"{address}:{free_port(address)}", mark, token())
-        process = start(HostSettings(mark, address, head.address, True, cpus, gpus, path, str(folder), name))
+        port = None if dashboard is None else settled(dashboard)
+        head = Head(f"{address}:{free_port(address)}", mark, token(), port)
+        process = start(HostSettings(mark, address, head.address, True, cpus, gpus, path, str(folder), name, port))
         try:
             announce(head)
+            if port is not None:
+                _await_dashboard(port, mark, process)
             with connected(head.address, mark, path, process):
                 yield lambda: None if process.poll() is None else "Ray's head has ended"
         finally:
@@ -221,6 +230,18 @@ def _await_head(address: str, head: subprocess.Popen[bytes]) -> None:
             return
         time.sleep(0.05)
     raise RunError(f"Ray did not come up within {UP_WITHIN_S:.0f} s at {address}")
+
+
+def _await_dashboard(port: int, mark: str, head: subprocess.Popen[bytes]) -> None:
+    """Waits until the dashboard listens: where it cannot, Ray ends, and a minute later would end its driver too."""
+    deadline = time.monotonic() + UP_WITHIN_S
+    while time.monotonic() < deadline:
+        if head.poll() is not None:
+            raise RunError(f"Ray did not start with its dashboard: {_last_words(head)}")
+        if listens(port, mark):
+            return
+        time.sleep(0.1)
+    raise RunError(f"Ray's dashboard did not come up within {UP_WITHIN_S:.0f} s at {url(port)}")
 
 
 def end(process: subprocess.Popen[bytes], mark: str) -> None:

@@ -49,6 +49,10 @@ _UNKILLABLE_S = 30.0
 """Seconds that a killed process may take to go; one that waits for a file system that hangs takes for ever."""
 _GRACE_S = 1.0
 """Seconds that Ray's processes have to end by themselves."""
+DASHBOARD_HOST = "127.0.0.1"
+"""Where Ray's dashboard listens, if asked: on the head's host alone."""
+_TITLES = (b"ray::", b"ray-dashboard-")
+"""What processes of Ray that give themselves a title begin it with."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class HostSettings:
         token: file with the cluster's token.
         folder: see `short_folder`; removed when the host ends.
         name: of this host in the cluster; its address where empty.
+        dashboard: port of Ray's dashboard, which the head alone has; None: there is none.
     """
 
     mark: str
@@ -76,6 +81,7 @@ class HostSettings:
     token: str
     folder: str
     name: str = ""
+    dashboard: int | None = None
 
     def words(self, folder: Path) -> list[str]:
         """The command that starts Ray and stays."""
@@ -97,10 +103,14 @@ class HostSettings:
 
     def _as_head(self) -> list[str]:
         port = self.head.rpartition(":")[2]
-        return [
-            *("--head", f"--port={port}", "--include-dashboard=false"),
-            f"--ray-client-server-port={free_port(self.address)}",
-        ]
+        shown = ["--include-dashboard=false"]
+        if self.dashboard is not None:
+            shown = [
+                "--include-dashboard=true",
+                f"--dashboard-host={DASHBOARD_HOST}",
+                f"--dashboard-port={self.dashboard}",
+            ]
+        return ["--head", f"--port={port}", *shown, f"--ray-client-server-port={free_port(self.address)}"]
 
 
 def environment(mark: str, token: str, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -116,6 +126,9 @@ def environment(mark: str, token: str, inherited: Mapping[str, str]) -> dict[str
         "RAY_DEDUP_LOGS": "0",
         # Ray would kill workers where a host is 95 % full, whoever filled it; the kernel and Slurm have limits of ours.
         "RAY_memory_monitor_refresh_ms": "0",
+        # Where all of Ray is installed its dashboard's process, which is there in any case, would tell everybody who
+        # asks on port 44227 of every interface how it is; with no port it logs that it cannot.
+        "DASHBOARD_METRIC_PORT": "-1",
     }
 
 
@@ -195,7 +208,7 @@ def marked(mark: str) -> Iterator[int]:
             if sign in (path / "environ").read_bytes().split(b"\0"):
                 found.add(int(path.name))
     adopted = psutil.Process().children()
-    yield from found | {child.pid for child in adopted if _title(child.pid).startswith(b"ray::")}
+    yield from found | {child.pid for child in adopted if _title(child.pid).startswith(_TITLES)}
 
 
 def _title(pid: int) -> bytes:

@@ -32,6 +32,7 @@ class Fleet:
         gpus: of each; 0 or 1.
         cluster: begins a cluster of Ray on which they all fit, for the length of a block.
         seconds_left: until it has to be given back; None while nobody knows of an end.
+        host: of its head, as people elsewhere know it; empty where that is this machine.
     """
 
     workers: int
@@ -39,15 +40,17 @@ class Fleet:
     gpus: int
     cluster: Callable[[Announce], AbstractContextManager[Lost]]
     seconds_left: Callable[[], float | None] = lambda: None
+    host: str = ""
 
 
-def local_fleet(device: torch.device, workers: int, address: str | None = None) -> Fleet:
+def local_fleet(device: torch.device, workers: int, address: str | None = None, dashboard: int | None = None) -> Fleet:
     """Workers of this machine, each on a GPU or a part of the cores.
 
     Args:
         device: that they compute on.
         workers: how many.
         address: of this host, as a number, by which workers of other hosts may join; None keeps all others out.
+        dashboard: port for Ray's dashboard; 0: a free one; None: no dashboard.
 
     Raises:
         InputError: more workers than GPUs, or the address is none of this host's.
@@ -65,7 +68,7 @@ def local_fleet(device: torch.device, workers: int, address: str | None = None) 
         workers,
         threads,
         gpus,
-        lambda announce: cluster(workers, gpus * workers, address or LOOPBACK, announce),
+        lambda announce: cluster(workers, gpus * workers, address or LOOPBACK, announce, dashboard=dashboard),
     )
 
 

@@ -34,13 +34,16 @@ REACHED_WITHIN_S = 10.0
 
 
 @contextmanager
-def announced(experiment: Experiment, head: Head, device: str) -> Iterator[None]:
+def announced(experiment: Experiment, head: Head, device: str) -> Iterator[Path]:
     """Lets others find a cluster for the length of the block; what a killed pool left is replaced.
 
     Args:
         experiment: being explained.
         head: of the cluster.
         device: that its workers compute on.
+
+    Yields:
+        The file with its token.
 
     Raises:
         RunError: the folder cannot be written.
@@ -63,7 +66,7 @@ def announced(experiment: Experiment, head: Head, device: str) -> Iterator[None]
     with files.writing(token), os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
         handle.write(head.token)
     try:
-        yield
+        yield token
     finally:
         with suppress(OSError, ValueError):  # what went wrong first is what the user must hear
             if _Pool.model_validate_json(facts.read_bytes()).mark == head.mark:  # and not a newer attempt's

@@ -112,6 +112,7 @@ def _tidy(stores: Mapping[str, MapStore]) -> None:
 
 def _driven(targets: Mapping[str, Target], stores: Mapping[str, MapStore], schedule: Schedule, fleet: Fleet) -> Ended:
     from maehpc.pool.crew import ClusterLostError, RayCrew
+    from maehpc.pool.dashboard import told as told_of_dashboard
 
     context = next(iter(targets.values())).context
     count = min(fleet.workers, schedule.left)
@@ -125,8 +126,9 @@ def _driven(targets: Mapping[str, Target], stores: Mapping[str, MapStore], sched
         heads: list[Head] = []
         lost = until_end.enter_context(fleet.cluster(heads.append))
         experiments = list({target.context.experiment: None for target in targets.values()})
-        for experiment in experiments:
-            until_end.enter_context(announced(experiment, heads[0], context.device.type))
+        tokens = [until_end.enter_context(announced(one, heads[0], context.device.type)) for one in experiments]
+        if heads[0].dashboard is not None:
+            context.progress.say(told_of_dashboard(heads[0].dashboard, fleet.host, tokens[0]))
         crew = RayCrew(
             spec_of(targets, fleet.threads),
             count,
