@@ -277,6 +277,8 @@ def run(settings: HostSettings) -> int:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     told = environment(settings.mark, settings.token, os.environ)
+    if settings.dashboard is not None:
+        told["TMPDIR"] = str(folder)  # the dashboard's processes leave a folder there whenever they end
     log = folder / "start.log"
     (folder / "r").mkdir()  # Ray opens its folder to everybody; the one around it stays closed
     ray = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -75,11 +76,28 @@ def test_a_job_of_this_machine_gives_each_worker_its_threads(
 
     made = fleet("cpu")
     assert (made.workers, made.threads, made.gpus) == (2, expected, 0)
+    assert made.host == "", "who reads its log is on this machine"
     monkeypatch.setattr(allocation, "_visible_gpus", lambda: 1)
     with pytest.raises(InputError, match=r"2 workers .* PyTorch sees 1 GPUs"):
         fleet("cuda")
     monkeypatch.setattr(allocation, "_visible_gpus", lambda: 2)
     assert fleet("cuda").gpus == 1
+
+
+def test_the_log_of_a_job_of_slurm_is_read_elsewhere(job: JobFolder, tmp_path: Path) -> None:
+    first = replace(SEAT, rank=0)
+    assert allocation.fleet(job, job.record(), first, 1, tiny_context(tmp_path), lambda: None, set()).host == "n1"
+
+
+def test_a_dashboard_that_this_host_cannot_serve_is_refused_before_the_work(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        profile = {"kind": "local", "tasks": 2}
+        job = new_job(tmp_path, stage="explain", workers_per_node=2, nodes=1, profile=profile, dashboard_port=port)
+        with pytest.raises(InputError, match=f"--dashboard-port {port}: 127.0.0.1:{port} cannot be listened on"):
+            allocation.fleet(job, job.record(), HERE, 1, tiny_context(tmp_path), lambda: None, set())
 
 
 def test_an_attempt_that_had_nothing_to_do_needs_no_hosts(job: JobFolder) -> None:

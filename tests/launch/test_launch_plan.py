@@ -23,7 +23,7 @@ from maehpc.launch import chain, local, plan, slurm
 from maehpc.launch.chain import carry_out
 from maehpc.launch.plan import chain_of, check_request, overridden, preview, sweep
 from maehpc.launch.profile import LocalProfile, SlurmProfile, load_profile, parse_profile
-from maehpc.launch.record import Attempt, JobFolder, Outcome
+from maehpc.launch.record import Attempt, JobFolder, JobRecord, Outcome
 from maehpc.launch.snapshot import Snapshot
 from maehpc.launch.submission import still_going, succeeded
 
@@ -159,6 +159,38 @@ def test_metrics_are_of_explaining_alone(tmp_path: Path) -> None:
         check_request(request(tmp_path, "explain", names=("a", "b"), metrics_port=9400))
     check_request(here(tmp_path, stage="explain", metrics_port=9400))
     check_request(here(tmp_path, stage="explain", metrics_port=9400, profile={"tasks": 2}))
+
+
+def test_ray_has_a_dashboard_where_a_pool_explains(tmp_path: Path) -> None:
+    wanted = request(tmp_path, "pipeline", profile=POOL, dashboard_port=0)
+    check_request(wanted)
+    records = {step.stage: step.records[0] for step in plan.steps_of(wanted, Snapshot(tmp_path, "0" * 64))}
+    assert {stage: record.dashboard_port for stage, record in records.items() if record.dashboard_port is not None} == {
+        "explain": 0
+    }
+    assert JobRecord.model_validate_json(records["explain"].model_dump_json()).dashboard_port == 0
+    with pytest.raises(InputError, match=r"--dashboard-port 0: .* leave it out of finetune"):
+        check_request(request(tmp_path, "finetune", profile=POOL, dashboard_port=0))
+    for alone in (request(tmp_path, "explain", dashboard_port=0), here(tmp_path, stage="explain", dashboard_port=0)):
+        with pytest.raises(InputError, match="--dashboard-port 0: one process would explain"):
+            check_request(alone)
+    check_request(request(tmp_path, "pipeline", names=("a", "b"), profile=POOL, dashboard_port=0))
+    with pytest.raises(InputError, match="--dashboard-port 8265: members of a sweep"):
+        check_request(request(tmp_path, "pipeline", names=("a", "b"), profile=POOL, dashboard_port=8265))
+    check_request(here(tmp_path, stage="explain", dashboard_port=8265, profile={"tasks": 2}))
+
+
+@pytest.mark.parametrize(
+    ("profile", "expected"),
+    [
+        ({}, True),
+        ({"python": "/opt/bin/python"}, False),
+        ({"container": {"kind": "apptainer", "image": "m.sif"}}, False),
+    ],
+)
+def test_what_is_installed_here_is_known_to_be_there(profile: dict[str, Any], expected: bool, tmp_path: Path) -> None:
+    assert plan.runs_this_python(request(tmp_path, profile=profile).profile) is expected
+    assert plan.runs_this_python(here(tmp_path).profile)
 
 
 def test_wishes_of_the_command_line_are_checked_like_a_file() -> None:

@@ -228,6 +228,11 @@ def test_who_has_no_token_gets_nothing() -> None:
     with cluster(1):
         import ray
 
+        (dashboard,) = [
+            one for one in psutil.Process().children(recursive=True) if "dashboard.py" in str(one.cmdline())
+        ]
+        ours = [dashboard, *dashboard.children(recursive=True)]
+        assert not [port for one in ours for port in one.net_connections("tcp") if port.status == psutil.CONN_LISTEN]
         address = ray.get_runtime_context().gcs_address
         token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
         assert token.stat().st_mode & 0o777 == 0o600 and token.parent.stat().st_mode & 0o777 == 0o700
