@@ -10,6 +10,8 @@ from tiny import tiny_recipe
 from maehpc.experiment import Experiment
 from maehpc.launch.profile import load_profile
 from maehpc.launch.record import Attempt, Heartbeat, JobFolder, JobRecord
+from maehpc.launch.states import State
+from maehpc.launch.status import Row
 
 
 def job_record(root: Path, name: str = "tiny", stage: str = "pretrain", **changes: Any) -> JobRecord:
@@ -44,3 +46,8 @@ def start(job: JobFolder, job_id: str = "7", restart: int = 0, done: int | None 
     if done is not None:
         job.beat(number, Heartbeat(sequence=done, phase=phase, dataset="digits", done=done, total=100, unit="step"))
     return number
+
+
+def row(job: JobFolder, state: str, beat: Heartbeat | None = None) -> Row:
+    """A job of Slurm's in its first attempt, as `maehpc status` knows it."""
+    return Row(job, job.record(), "slurm", "1", State(state), attempt=1, heartbeat=beat)

@@ -142,7 +142,7 @@ def _print(rows: list[Row], asked: Asked, left_out: int, results: Path) -> None:
 
 def _lines(rows: list[Row]) -> list[str]:
     """The table without decoration, columns two blanks apart."""
-    from maehpc.launch.status import COLUMNS, NUMBERS, cells
+    from maehpc.launch.words import COLUMNS, NUMBERS, cells
 
     table = [COLUMNS, *(cells(row) for row in rows)] if rows else []
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -160,7 +160,7 @@ def _table(rows: list[Row], width: int) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from maehpc.launch.status import COLUMNS, NUMBERS, cells
+    from maehpc.launch.words import COLUMNS, NUMBERS, cells
 
     texts = [dict(zip(COLUMNS, cells(row), strict=True)) for row in rows]
     needs = {name: max([len(name), *(len(text[name]) for text in texts)]) for name in COLUMNS}
@@ -198,7 +198,8 @@ class _Standstill:
 
 def _sentences(rows: list[Row], still: _Standstill, asked: Asked | None = None) -> list[str]:
     """What the table has no room for: what shares a pool, why a job waits or stands still, and a line a data set."""
-    from maehpc.launch.status import parts, together
+    from maehpc.launch.status import together
+    from maehpc.launch.words import parts
 
     found = []
     for row in rows:

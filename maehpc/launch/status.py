@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from maehpc.errors import InputError
-from maehpc.launch import slurm
-from maehpc.launch.record import COMMENT, Accepted, Heartbeat, Intent, JobFolder, JobRecord, Submission
-from maehpc.launch.slurm import SlurmError, SlurmJob
-from maehpc.launch.states import (
-    NEVER,
-    Evidence,
-    State,
-    Verdict,
-    judge_local,
-    judge_slurm,
-    not_submitted,
-    translate,
-)
-from maehpc.launch.submission import ARRAY_TOKEN, succeeded
+from maehpc.launch.inquiry import Known, Scheduler, look
+from maehpc.launch.record import Heartbeat, JobFolder, JobRecord, Submission
+from maehpc.launch.slurm import SlurmJob
+from maehpc.launch.states import NEVER, Evidence, State, Verdict, judge_local, judge_slurm, not_submitted
+from maehpc.launch.submission import succeeded
 
-_LAST = ("done", "failed", "refused")
-"""Outcomes after which nobody needs Slurm's word, where it has forgotten the job."""
 _MOST_NAMES = 6
 """Of a pool's experiments, told in a sentence."""
 
@@ -108,139 +97,6 @@ class Row:
         }
 
 
-@dataclass
-class _Known:
-    """What a job's folder says of its submissions."""
-
-    job: JobFolder
-    record: JobRecord | None = None
-    submissions: list[Submission] = field(default_factory=list)
-    damage: str | None = None
-
-    @property
-    def scheduler(self) -> str:
-        """slurm, local or debug."""
-        accepted = [submission.accepted for submission in self.submissions if submission.accepted is not None]
-        if accepted:
-            return accepted[-1].scheduler
-        return "slurm" if self.record is None else str(self.record.profile.get("kind", "slurm"))
-
-    @property
-    def began(self) -> bool:
-        """Whether there was an attempt."""
-        return self.job.newest_attempt() > 0
-
-    @property
-    def last_word(self) -> str | None:
-        """How the newest attempt says that it ended."""
-        try:
-            outcome = self.job.outcome(self.job.newest_attempt())
-        except InputError:  # told when the row is made
-            return None
-        return None if outcome is None else outcome.outcome
-
-    def id_from(self, found: str, token: str) -> str:
-        """This job's id, where the scheduler has `found` (of an array: the whole one's) under a submission's token."""
-        array = self.record.array if self.record is not None and token.startswith(ARRAY_TOKEN) else None
-        return found if array is None else f"{found}_{array.index}"
-
-
-def _with_unrecorded(job: JobFolder, submissions: list[Submission]) -> list[Submission]:
-    """The submissions, where the newest start tells of one whose client did not live to record the answer."""
-    newest = submissions[-1] if submissions else Submission(0, job.path, Intent(token=""), None)
-    if newest.accepted is not None:
-        return submissions
-    attempt = job.attempt(job.newest_attempt())
-    known = {submission.accepted.job_id for submission in submissions if submission.accepted is not None}
-    if attempt is None or attempt.job_id in known:
-        return submissions
-    accepted = Accepted(job_id=attempt.job_id, scheduler="slurm", logs=str(job.logs))
-    return [*submissions[:-1], replace(newest, accepted=accepted)]
-
-
-def _read(job: JobFolder) -> _Known:
-    known = _Known(job)
-    try:
-        known.record = job.record()
-        known.submissions = _with_unrecorded(job, job.submissions())
-    except InputError as error:  # told in this job's row: the others must still be seen
-        known.damage = str(error)
-    return known
-
-
-class Scheduler:
-    """What Slurm says of a set of jobs: asked once, then looked up.
-
-    Args:
-        known: the jobs of interest.
-    """
-
-    def __init__(self, known: Sequence[_Known]) -> None:
-        self.silence: str | None = None
-        self._jobs: dict[str, SlurmJob] = {}
-        mine = [one for one in known if one.scheduler == "slurm" and one.submissions]
-        if not mine:
-            return
-        try:
-            self._ask(mine)
-        except SlurmError as error:
-            self.silence = str(error)
-            self._jobs = {}
-
-    @property
-    def answers(self) -> bool:
-        """Whether Slurm could be asked."""
-        return self.silence is None
-
-    def _ask(self, known: list[_Known]) -> None:
-        self._add(slurm.queue(ended=True))
-        settled = [(_settle(one, self)[0], one) for one in known]
-        ids = {newest.accepted.job_id: one for newest, one in settled if newest is not None and newest.accepted}
-        missing = [job_id for job_id, one in ids.items() if job_id not in self._jobs and one.last_word not in _LAST]
-        if missing:  # another person's, or forgotten
-            self._add(slurm.known(missing))
-            missing = [job_id for job_id in missing if job_id not in self._jobs]
-        if missing:
-            self._jobs |= slurm.accounting(missing) or {}
-        # What the newest attempt left may be older than the newest start; and of an end the exit code is wanted.
-        self._add(
-            slurm.with_details(
-                [
-                    job
-                    for job_id, one in ids.items()
-                    if (job := self._jobs.get(job_id)) is not None
-                    and job.source == "squeue"
-                    and (
-                        translate(job.state).ended
-                        or one.last_word is not None
-                        or (job.state == "PENDING" and one.began)
-                    )
-                ]
-            )
-        )
-
-    def _add(self, jobs: Sequence[SlurmJob]) -> None:
-        self._jobs |= {job.job_id: job for job in jobs}
-
-    def find(self, submission: Submission) -> SlurmJob | None:
-        """The job of a submission; None where Slurm doesn't know it.
-
-        Ids begin again when a cluster is set up anew, so the comment, or else the name, must be ours too.
-        """
-        if submission.accepted is None:
-            return None
-        job = self._jobs.get(submission.accepted.job_id)
-        if job is None:
-            return None
-        if job.comment.startswith(COMMENT):
-            return job if job.comment == submission.intent.comment else None
-        return job if job.name.startswith("maehpc") else None
-
-    def by_comment(self, comment: str) -> str | None:
-        """Id of the job (of an array: of the array) that carries a comment."""
-        return next((job.job_id.partition("_")[0] for job in self._jobs.values() if job.comment == comment), None)
-
-
 @dataclass(frozen=True)
 class Reading:
     """All jobs at one moment.
@@ -268,28 +124,11 @@ def controller_lives(job_id: str, token: str) -> bool:
     return token.encode() in words
 
 
-def _settle(known: _Known, scheduler: Scheduler) -> tuple[Submission | None, SlurmJob | None]:
-    """The submission that counts (the newest that was accepted), and what Slurm says of it."""
-    if not known.submissions:
-        return None, None
-    newest = known.submissions[-1]
-    if newest.accepted is None and scheduler.answers and known.scheduler == "slurm":
-        found = scheduler.by_comment(newest.intent.comment)
-        if found is not None:
-            accepted = Accepted(
-                job_id=known.id_from(found, newest.intent.token), scheduler="slurm", logs=str(known.job.logs)
-            )
-            newest = replace(newest, accepted=accepted)
-    if newest.accepted is None:
-        newest = next((one for one in reversed(known.submissions) if one.accepted is not None), newest)
-    return newest, scheduler.find(newest)
-
-
-def _row(known: _Known, scheduler: Scheduler) -> Row:
+def _row(known: Known, scheduler: Scheduler) -> Row:
     job, record = known.job, known.record
     if known.damage is not None:
         return Row(job, record, known.scheduler, None, State.UNKNOWN, known.damage)
-    submission, said = _settle(known, scheduler)
+    submission, said = scheduler.settle(known)
     number = job.newest_attempt()
     if number:
         # A listing makes network file systems look again for an outcome that was not there a moment ago.
@@ -320,7 +159,7 @@ def _row(known: _Known, scheduler: Scheduler) -> Row:
 
 
 def _verdict(
-    known: _Known, submission: Submission | None, evidence: Evidence, said: SlurmJob | None, scheduler: Scheduler
+    known: Known, submission: Submission | None, evidence: Evidence, said: SlurmJob | None, scheduler: Scheduler
 ) -> tuple[State, str]:
     if submission is None or submission.accepted is None:
         verdict = not_submitted(submission is not None, scheduler.answers)
@@ -331,7 +170,7 @@ def _verdict(
     return verdict.state, " ".join(verdict.sentence.split())
 
 
-def _local(known: _Known, submission: Submission, evidence: Evidence) -> Verdict:
+def _local(known: Known, submission: Submission, evidence: Evidence) -> Verdict:
     here = os.uname().nodename
     assert evidence.job_id is not None
     alive: bool | None = controller_lives(evidence.job_id, submission.intent.token)
@@ -348,7 +187,7 @@ def _open(record: JobRecord | None) -> tuple[str, ...]:
     return tuple(job.label for job in earlier if not succeeded(job))
 
 
-def _waits(known: _Known, submission: Submission) -> str:
+def _waits(known: Known, submission: Submission) -> str:
     """What a local job's living controller waits for; "" once it has started ranks, which open their logs first."""
     assert submission.accepted is not None
     if (Path(submission.accepted.logs) / f"{submission.accepted.job_id}_0_log.out").exists():
@@ -365,7 +204,7 @@ def read(jobs: Sequence[JobFolder], scheduler: Scheduler | None = None) -> Readi
         scheduler: what Slurm said of them a moment ago; asked now where None.
     """
     # Slurm is asked first: an outcome is written before the job ends, so what is read afterwards cannot lack it.
-    found = [_read(job) for job in jobs]
+    found = [look(job) for job in jobs]
     scheduler = scheduler or Scheduler(found)
     rows = []
     for known in found:
@@ -435,22 +274,6 @@ def worth_showing(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def progress(row: Row) -> str:
-    """How far a job is, in words: "pretrain retina 120/800"."""
-    beat = row.heartbeat
-    if beat is None:
-        return ""
-    plain = (row.job.stage, "ending") if row.state.ended else (row.job.stage,)
-    words = [beat.phase] if beat.phase not in plain else []
-    if beat.parts:
-        words.append(f"{len(beat.parts)} data sets")
-    elif beat.dataset:
-        words.append(beat.dataset)
-    if beat.done is not None and beat.total is not None:
-        words.append(f"{beat.done}/{beat.total}" + (" images" if beat.unit == "image" else ""))
-    return " ".join(words)
-
-
 def together(record: JobRecord | None, first: Collection[str] = ()) -> str:
     """Which experiments one pool explains, those of `first` before others; "" for a job of a single experiment."""
     if record is None or not record.also:
@@ -459,80 +282,3 @@ def together(record: JobRecord | None, first: Collection[str] = ()) -> str:
     if len(names) > _MOST_NAMES:
         names[_MOST_NAMES - 1 :] = [f"{len(names) - _MOST_NAMES + 1} more"]
     return f"one pool explains {', '.join(names[:-1])} and {names[-1]}"
-
-
-def parts(row: Row, of: Collection[str] = ()) -> list[str]:
-    """What there is to tell of each data set that a running job works on, where the table does not tell it.
-
-    Args:
-        row: the job.
-        of: experiments whose data sets are told, where one pool explains several; none: all.
-    """
-    beat = row.heartbeat if row.moving else None
-    if beat is None:
-        return []
-    if of and row.record is not None and row.record.also:  # whose data sets are called EXPERIMENT/DATASET
-
-        def own(name: str) -> bool:
-            return name.partition("/")[0] in of
-
-        beat = beat.model_copy(
-            update={
-                "parts": {name: part for name, part in beat.parts.items() if own(name)},
-                "failures": {name: count for name, count in beat.failures.items() if own(name)},
-            }
-        )
-    found = []
-    for name, (done, total) in beat.parts.items():
-        rate = beat.rates.get(name)
-        words = [f"{name} {done}/{total}", *_failures(beat.failures.get(name))]
-        if rate and done < total:
-            words[1:1] = [f"{_rate(rate)} images/s", f"{duration((total - done) / rate)} left"]
-        found.append(", ".join(words))
-    if not beat.parts:
-        found += [", ".join((name, *_failures(count))) for name, count in beat.failures.items()]
-    return found
-
-
-def _failures(count: int | None) -> list[str]:
-    return [f"{count} failure{'s' * (count != 1)}"] if count else []
-
-
-def _rate(rate: float) -> str:
-    return f"{rate:.3g}" if rate < 100 else f"{rate:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """A time span for people: 0:00:42, 3:10:00, 2 d 04:00."""
-    whole = round(seconds)
-    days, rest = divmod(whole, 86400)
-    hours, rest = divmod(rest, 3600)
-    minutes, rest = divmod(rest, 60)
-    return f"{days} d {hours:02d}:{minutes:02d}" if days else f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    """The texts of `COLUMNS` for a job."""
-    beat = row.heartbeat if row.moving else None
-    last = row.heartbeat
-    asked = "" if row.record is None else _nodes(row.record)
-    rate = beat.images_per_second if beat else None
-    return (
-        row.job.label,
-        row.job_id or "",
-        str(row.state),
-        asked,
-        str(row.attempt) if row.attempt else "",
-        progress(row),
-        "" if rate is None else _rate(rate),
-        "" if beat is None or beat.seconds_left is None else duration(beat.seconds_left),
-        "" if last is None or last.loss is None else f"{last.loss:.4f}",
-    )
-
-
-def _nodes(record: JobRecord) -> str:
-    return str(record.nodes) if record.min_nodes is None else f"{record.min_nodes}-{record.nodes}"
-
-
-COLUMNS = ("job", "id", "state", "nodes", "attempt", "progress", "images/s", "left", "loss")
-NUMBERS = frozenset({"nodes", "attempt", "images/s", "left", "loss"})

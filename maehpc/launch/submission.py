@@ -339,16 +339,16 @@ def _answered(job: JobFolder, submission: Submission) -> Submission:
             job_id = slurm.find_comment(COMMENT + token)
         job_id = f"{job_id}_{array.index}" if job_id is not None and array is not None else job_id
     if job_id is None:
-        job_id = _began_as(job)
+        job_id = began_as(job, job.submissions())
     if job_id is None:
         return submission
     scheduler = "local" if isinstance(profile, LocalProfile) else "slurm"
     return job.accept(submission, Accepted(job_id=job_id, scheduler=scheduler, logs=str(first.logs)))
 
 
-def _began_as(job: JobFolder) -> str | None:
-    """The id of the newest start that no recorded submission explains: Slurm may have forgotten a job that ran."""
-    known = {submission.accepted.job_id for submission in job.submissions() if submission.accepted is not None}
+def began_as(job: JobFolder, submissions: Sequence[Submission]) -> str | None:
+    """The id of the newest start that none of its submissions explains: Slurm may have forgotten a job that ran."""
+    known = {submission.accepted.job_id for submission in submissions if submission.accepted is not None}
     attempt = job.attempt(job.newest_attempt())
     return attempt.job_id if attempt is not None and attempt.job_id not in known else None
 

@@ -10,7 +10,8 @@ from launch_jobs import new_job
 from maehpc.launch.pulse import JobProgress, Pulse
 from maehpc.launch.record import Heartbeat, JobFolder
 from maehpc.launch.states import State
-from maehpc.launch.status import Row, parts
+from maehpc.launch.status import Row
+from maehpc.launch.words import parts
 
 
 def told(job: JobFolder, pulse: Pulse) -> Heartbeat:

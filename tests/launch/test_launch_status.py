@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch_jobs import new_job, start
+from launch_jobs import new_job, row, start
 from real_jobs import Real, accept, ended, real_jobs
 
 from maehpc.errors import InputError
 from maehpc.launch import slurm
 from maehpc.launch.named import find_jobs, jobs_below, newest_job
-from maehpc.launch.record import ArrayMember, Heartbeat, JobFolder
-from maehpc.launch.status import Row, cells, duration, progress, read, stuck, superseded, worth_showing
+from maehpc.launch.record import ArrayMember, JobFolder
+from maehpc.launch.status import Row, read, stuck, superseded, worth_showing
+from maehpc.launch.words import cells
 
 
 @pytest.fixture
@@ -149,12 +150,6 @@ def test_the_command_imports_nothing_heavy() -> None:
 # Rows
 
 
-def row(job: JobFolder, said: str, beat: Heartbeat | None = None) -> Row:
-    from maehpc.launch.states import State
-
-    return Row(job, job.record(), "slurm", "1", State(said), attempt=1, heartbeat=beat)
-
-
 def test_what_is_shown_without_all(tmp_path: Path) -> None:
     def rows(*states: str, **changes: Any) -> list[Row]:
         name = uuid.uuid4().hex
@@ -185,34 +180,6 @@ def test_who_never_starts_by_itself(tmp_path: Path) -> None:
     rows = [row(other, "waiting"), row(third, "waiting"), never, row(failed, "failed")]
     assert stuck(rows) == {second.path, third.path}
     assert stuck([rows[0], rows[1], rows[3]]) == set()
-
-
-def test_cells_of_a_running_and_of_a_finished_job(tmp_path: Path) -> None:
-    job = new_job(tmp_path)
-    beat = Heartbeat(
-        sequence=4,
-        phase="pretrain",
-        dataset="digits",
-        done=12,
-        total=800,
-        unit="step",
-        images_per_second=512.34,
-        seconds_left=3723,
-        loss=0.41234,
-    )
-    running = cells(row(job, "running", beat))
-    assert running == ("tiny/0001-pretrain", "1", "running", "2", "1", "digits 12/800", "512", "1:02:03", "0.4123")
-    done = cells(row(job, "done", beat.model_copy(update={"phase": "ending"})))
-    assert done[2:] == ("done", "2", "1", "digits 12/800", "", "", "0.4123")
-    saving = row(job, "running", beat.model_copy(update={"phase": "saving", "unit": "image"}))
-    assert progress(saving) == "saving digits 12/800 images"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "0:00:00"), (59.6, "0:01:00"), (3723, "1:02:03"), (90000, "1 d 01:00")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 KEYS = """

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from launch_jobs import job_record, new_job, start
+from launch_jobs import job_record, new_job, row, start
 from real_jobs import accept, ended
 from submit_jobs import request
 from tiny import tiny_recipe
@@ -28,7 +28,8 @@ from maehpc.launch.named import Meant, find, find_jobs, jobs_below, newest_job
 from maehpc.launch.record import Heartbeat, JobFolder
 from maehpc.launch.snapshot import Snapshot, take_snapshot
 from maehpc.launch.states import State
-from maehpc.launch.status import Row, parts, superseded, together, worth_showing
+from maehpc.launch.status import superseded, together, worth_showing
+from maehpc.launch.words import parts
 
 NAMES = ("a", "b", "c")
 RECIPE = tiny_recipe().model_dump(mode="json")
@@ -38,10 +39,6 @@ def pool(root: Path, *names: str, numbers: dict[str, int] | None = None, **chang
     """A pool for several experiments, in the folder of the first."""
     also = dict.fromkeys(names[1:], changes.pop("recipe", RECIPE))
     return new_job(root, names[0], "explain", also=also, numbers=numbers or {}, **changes)
-
-
-def row(job: JobFolder, state: State, beat: Heartbeat | None = None) -> Row:
-    return Row(job, job.record(), "slurm", "1", state, attempt=1, heartbeat=beat)
 
 
 def meant(word: str, results: Path) -> list[JobFolder]:
