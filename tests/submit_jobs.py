@@ -20,6 +20,7 @@ from maehpc.launch import slurm
 from maehpc.launch.plan import Member, Request
 from maehpc.launch.profile import load_profile, parse_profile
 from maehpc.launch.record import JobFolder
+from maehpc.launch.slurm_formats import SlurmJob
 
 HELD = {"sbatch": {"hold": True}, "nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1}
 """A job that Slurm takes and never starts: nothing computes while its submission is looked at."""
@@ -75,7 +76,7 @@ def comments(folder: Path) -> set[str]:
     return {one.intent.comment for job in jobs_in(folder) for one in job.submissions()}
 
 
-def queued(folder: Path) -> list[slurm.SlurmJob]:
+def queued(folder: Path) -> list[SlurmJob]:
     """What Slurm has of a folder's jobs, found by the folder's name in the jobs' own."""
     known = comments(folder)
     return [job for job in slurm.queue() if job.comment in known]

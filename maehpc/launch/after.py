@@ -20,6 +20,7 @@ from maehpc.launch import slurm
 from maehpc.launch.profile import SlurmProfile, parse_profile
 from maehpc.launch.record import Attempt, Heartbeat, JobFolder, Outcome
 from maehpc.launch.seat import array_member, own_folder, restarts, slurm_job_id
+from maehpc.launch.slurm_formats import SlurmJob
 
 CANCELLED_WITHIN_S = 15.0
 """Seconds that a cancelled job waits for the scheduler's word."""
@@ -115,7 +116,7 @@ def require_room(job: JobFolder) -> None:
     probe.unlink(missing_ok=True)
 
 
-def ours_to_decide(mine: slurm.SlurmJob, restart: int) -> bool:
+def ours_to_decide(mine: SlurmJob, restart: int) -> bool:
     """Whether Slurm would let the job end here.
 
     It would while it calls the job running (also within the grace of a preemption), and at the end of the wall time.
@@ -151,7 +152,7 @@ def go_on(job: JobFolder, job_id: str, reason: str) -> int:
     return 0
 
 
-def _asked(job_id: str) -> slurm.SlurmJob | None:
+def _asked(job_id: str) -> SlurmJob | None:
     """What Slurm says of the job; a controller that is being restarted is asked again."""
     for patience in (2.0, 5.0, None):
         try:

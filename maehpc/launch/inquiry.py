@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from maehpc.errors import InputError
 from maehpc.launch import slurm
 from maehpc.launch.record import COMMENT, Accepted, Intent, JobFolder, JobRecord, Submission
-from maehpc.launch.slurm import SlurmError, SlurmJob
+from maehpc.launch.slurm import SlurmError
+from maehpc.launch.slurm_formats import SlurmJob
 from maehpc.launch.states import translate
 from maehpc.launch.submission import ARRAY_TOKEN, began_as
 

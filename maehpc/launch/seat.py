@@ -10,7 +10,7 @@ from typing import Literal
 
 from maehpc.errors import InputError
 from maehpc.launch.record import JobFolder
-from maehpc.launch.slurm import expand_nodes
+from maehpc.launch.slurm_formats import expand_nodes
 
 
 @dataclass(frozen=True)

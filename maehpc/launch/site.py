@@ -13,7 +13,8 @@ import subprocess
 from dataclasses import dataclass
 
 from maehpc.launch import slurm
-from maehpc.launch.slurm import Partition, SlurmError
+from maehpc.launch.slurm import SlurmError
+from maehpc.launch.slurm_formats import Partition, number_in, seconds_in
 
 NAMED_COMMANDS = ("sbatch", "squeue", "scontrol", "sinfo", "scancel", "srun")
 
@@ -125,28 +126,16 @@ def _with_details(partition: Partition, fields: dict[str, str]) -> Rules:
         value = fields.get(key, "ALL")
         return () if value in ("ALL", "(null)", "N/A", "") else tuple(value.split(","))
 
+    default_s = seconds_in(fields.get("DefaultTime", ""))
     return Rules(
         partition,
         preempt_mode=fields.get("PreemptMode", "off").lower(),
-        grace_s=_number(fields.get("GraceTime", "")) or 0,
-        default_time_min=_minutes(fields.get("DefaultTime", "")),
+        grace_s=number_in(fields.get("GraceTime", "")) or 0,
+        default_time_min=None if default_s is None else default_s // 60,
         accounts=names("AllowAccounts"),
         qos=names("AllowQos"),
-        max_nodes=_number(fields.get("MaxNodes", "")),
+        max_nodes=number_in(fields.get("MaxNodes", "")),
     )
-
-
-def _number(text: str) -> int | None:
-    match = re.match(r"\d+", text)
-    return int(match[0]) if match else None
-
-
-def _minutes(text: str) -> int | None:
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
-    if match is None:
-        return None
-    days, hours, minutes, _ = (int(part or 0) for part in match.groups())
-    return (days * 24 + hours) * 60 + minutes
 
 
 def associations() -> list[Association] | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from maehpc.launch.record import Attempt, Heartbeat, Outcome
-from maehpc.launch.slurm import SlurmJob, signal_name
+from maehpc.launch.slurm_formats import SlurmJob, signal_name
 
 
 class State(StrEnum):

@@ -11,7 +11,7 @@ from typing import Any
 from maehpc.errors import InputError
 from maehpc.launch.inquiry import Known, Scheduler, look
 from maehpc.launch.record import Heartbeat, JobFolder, JobRecord, Submission
-from maehpc.launch.slurm import SlurmJob
+from maehpc.launch.slurm_formats import SlurmJob
 from maehpc.launch.states import NEVER, Evidence, State, Verdict, judge_local, judge_slurm, not_submitted
 from maehpc.launch.submission import succeeded
 

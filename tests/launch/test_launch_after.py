@@ -9,7 +9,7 @@ from launch_jobs import new_job, start
 
 from maehpc.launch.after import attempts_without_progress, continues_locally, decide, ours_to_decide
 from maehpc.launch.record import Outcome
-from maehpc.launch.slurm import SlurmJob
+from maehpc.launch.slurm_formats import SlurmJob
 
 INTERRUPTED = Outcome(outcome="interrupted", reason="SIGUSR2 (the wall time is near)", requeue=True)
 

@@ -22,7 +22,7 @@ from maehpc.launch.probes import Finding, mount_of, results_folder
 from maehpc.launch.profile import SlurmProfile, load_profile
 from maehpc.launch.record import jobs_of
 from maehpc.launch.site import Association, Rules
-from maehpc.launch.slurm import Partition
+from maehpc.launch.slurm_formats import Partition
 
 needs_slurm = pytest.mark.skipif(shutil.which("scontrol") is None, reason="Slurm's commands are not installed")
 

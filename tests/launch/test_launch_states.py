@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from maehpc.launch.record import Attempt, Heartbeat, Outcome
-from maehpc.launch.slurm import SlurmJob
+from maehpc.launch.slurm_formats import SlurmJob
 from maehpc.launch.states import (
     NEVER,
     SLURM_STATES,

@@ -21,6 +21,7 @@ from maehpc.errors import InputError
 from maehpc.launch import slurm
 from maehpc.launch.named import find_jobs, jobs_below, newest_job
 from maehpc.launch.record import ArrayMember, JobFolder
+from maehpc.launch.slurm_formats import SlurmJob
 from maehpc.launch.status import Row, read, stuck, superseded, worth_showing
 from maehpc.launch.words import cells
 
@@ -176,7 +177,7 @@ def test_who_never_starts_by_itself(tmp_path: Path) -> None:
     second = new_job(tmp_path, after=(str(failed.path),))
     third = new_job(tmp_path, after=(str(second.path),))
     other = new_job(tmp_path, after=(str(new_job(tmp_path).path),))
-    never = replace(row(second, "waiting"), said=slurm.SlurmJob("2", "PENDING", "DependencyNeverSatisfied"))
+    never = replace(row(second, "waiting"), said=SlurmJob("2", "PENDING", "DependencyNeverSatisfied"))
     rows = [row(other, "waiting"), row(third, "waiting"), never, row(failed, "failed")]
     assert stuck(rows) == {second.path, third.path}
     assert stuck([rows[0], rows[1], rows[3]]) == set()
