@@ -6,13 +6,13 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from maehpc.cli.options import (
-    Function,
     complete_method,
     complete_profile,
     complete_recipe,
@@ -24,20 +24,33 @@ from maehpc.cli.options import (
 
 if TYPE_CHECKING:
     from maehpc.bench.figures import Report
+    from maehpc.progress import Progress
 
 PARTS = ("dry-run", "first-step", "checkpoint", "ddp")
 
 
-def _figures_options(name: str) -> Callable[[Function], Function]:
-    """Where the figures go, and how much is said."""
+def _measured(name: str) -> Callable[[Callable[..., Report]], Callable[..., None]]:
+    """Lets a command write the figures down that its function returns, and print them.
 
-    def decorate(function: Function) -> Function:
-        out = click.option(
+    Beside its own options the function is given `progress`, `results` (the folder of experiments) and `out` (the file
+    of the figures where one was named).
+    """
+
+    def decorate(function: Callable[..., Report]) -> Callable[..., None]:
+        @wraps(function)
+        def measure(out: Path | None, results: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+            from maehpc.cli.terminal import reporter
+
+            set_verbosity(verbose)
+            found = function(progress=reporter(quiet), results=results, out=out, **options)
+            _told(found, out or results / "benchmarks" / f"{name}-{_time()}.json", as_json)
+
+        to_file = click.option(
             "--out",
             type=click.Path(dir_okay=False, path_type=Path),
             help=f"File of the figures.  [default: RESULTS/benchmarks/{name}-TIME.json]",
         )
-        return out(results_option(json_option(verbosity_options(function))))
+        return to_file(results_option(json_option(verbosity_options(measure))))
 
     return decorate
 
@@ -53,33 +66,28 @@ def command() -> None:
 @click.option("--parts", help=f"Of {', '.join(PARTS)}, with commas between.  [default: all]")
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Runs of each part.")
 @click.option("--quick", is_flag=True, help="Fewer steps: figures to try the command out, not to keep.")
-@_figures_options("launch")
+@_measured("launch")
 def launch(
     cluster: str | None,
     recipe: str | None,
     parts: str | None,
     repeats: int,
     quick: bool,
-    out: Path | None,
+    progress: Progress,
     results: Path,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-) -> None:
+    out: Path | None,
+) -> Report:
     """What launching costs: the dry run, the way to the first step, a checkpoint, a second rank."""
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as every job has it; OpenMP reads it as PyTorch is imported
     from maehpc.bench.launch import run
-    from maehpc.cli.terminal import reporter
     from maehpc.launch.profile import load_profile
     from maehpc.recipes import load_recipe
 
-    set_verbosity(verbose)
     chosen = _parts(parts)
     if cluster is not None:
         load_profile(cluster)  # a wrong name is told before minutes of measuring
     trained = load_recipe(recipe, stage="pretrain") if recipe else None
-    found = run(results, reporter(quiet), chosen, cluster, trained, repeats, quick)
-    _told(found, out or results / "benchmarks" / f"launch-{_time()}.json", as_json)
+    return run(results, progress, chosen, cluster, trained, repeats, quick)
 
 
 @command.command("explain")
@@ -114,7 +122,7 @@ def launch(
     help="Of products with weights, ours and the peer's.",
 )
 @click.option("--quick", is_flag=True, help="Less of everything: figures to try the command out, not to keep.")
-@_figures_options("explain")
+@_measured("explain")
 def explain(
     peer: Any,
     model: str,
@@ -127,23 +135,19 @@ def explain(
     threads: int | None,
     precision: Any,
     quick: bool,
-    out: Path | None,
+    progress: Progress,
     results: Path,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-) -> None:
+    out: Path | None,
+) -> Report:
     """What explaining costs: maps and max sensitivity a second, by each method and by three together."""
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     from maehpc.bench.case import Case
     from maehpc.bench.explain import Effort, run
-    from maehpc.cli.terminal import reporter
     from maehpc.devices import choose_device, set_threads
     from maehpc.errors import InputError
     from maehpc.recipes import EncoderSettings
     from maehpc.recipes.settings import ENCODER_SIZES
 
-    set_verbosity(verbose)
     if model not in ENCODER_SIZES:
         raise InputError(f"--model {model}: choose from {', '.join(ENCODER_SIZES)}")
     case = Case(
@@ -157,8 +161,7 @@ def explain(
     effort = replace(least, repeats=repeats or least.repeats)
     set_threads(threads)
     words = [word.strip() for word in methods.split(",") if word.strip()]
-    found = run(reporter(quiet), case, words, peer, images or (2 if quick else None), effort)
-    _told(found, out or results / "benchmarks" / f"explain-{_time()}.json", as_json)
+    return run(progress, case, words, peer, images or (2 if quick else None), effort)
 
 
 @command.command("pool")
@@ -201,7 +204,7 @@ def explain(
 )
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Runs, each with a new seed.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the first run.")
-@_figures_options("pool")
+@_measured("pool")
 def pool(
     simulate: bool,
     workers: int,
@@ -220,39 +223,33 @@ def pool(
     start: float,
     repeats: int,
     seed: int,
-    out: Path | None,
+    progress: Progress,
     results: Path,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-) -> None:
+    out: Path | None,
+) -> Report:
     """What a pool makes of its time: overhead a shard; of a thousand GPUs, the makespan beside its lower bound.
 
     Options from --gpus to --seed belong to --simulate.
     """
     from maehpc.bench.pool import Load, run_real, run_simulated
     from maehpc.bench.simulated import Machines
-    from maehpc.cli.terminal import reporter
     from maehpc.errors import InputError
 
-    set_verbosity(verbose)
-    path = out or results / "benchmarks" / f"pool-{_time()}.json"
     if not simulate:
-        progress = reporter(quiet)
         found = run_real(progress, workers, shards, shard_seconds, repeats)
         if explain:
             from maehpc.bench.efficiency import Load as Explained
             from maehpc.bench.efficiency import efficiency_part
 
-            part, more = efficiency_part(progress, path.parent, workers, Explained(), repeats)
+            folder = results / "benchmarks" if out is None else out.parent
+            part, more = efficiency_part(progress, folder, workers, Explained(), repeats)
             found = replace(found, parts=(*found.parts, part), results={**found.results, **more})
-        _told(found, path, as_json)
-        return
+        return found
     if stores > images:
         raise InputError(f"--stores {stores}: there are no more than {images} images; choose fewer stores")
     load = Load(images, stores, shard_images, seconds_per_image)
     machines = Machines(gpus, gpus_per_host, start, sigma, mtbf or None, repair)
-    _told(run_simulated(reporter(quiet), load, machines, repeats, seed), path, as_json)
+    return run_simulated(progress, load, machines, repeats, seed)
 
 
 @command.command("maps")
@@ -264,7 +261,7 @@ def pool(
 )
 @click.option("--repeats", type=click.IntRange(min=1), help="Rounds.  [default: 7; quick: 2]")
 @click.option("--quick", is_flag=True, help="Less of everything: figures to try the command out, not to keep.")
-@_figures_options("maps")
+@_measured("maps")
 def maps(
     images: int | None,
     shard_images: int,
@@ -272,21 +269,17 @@ def maps(
     dtype: Any,
     repeats: int | None,
     quick: bool,
-    out: Path | None,
+    progress: Progress,
     results: Path,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-) -> None:
+    out: Path | None,
+) -> Report:
     """What a store of explanations costs: a shard beside np.save and zarr, a finished store that is taken up.
 
     Files are written below RESULTS/benchmarks, on whose file system it is measured, and removed.
     """
     from maehpc.bench.maps import Load, run
-    from maehpc.cli.terminal import reporter
     from maehpc.errors import InputError
 
-    set_verbosity(verbose)
     if image_size % 16:
         raise InputError(f"--image-size {image_size}: choose a multiple of 16, the side of the model's patches")
     least = Load(images=20_000, explained=2, repeats=2) if quick else Load()
@@ -298,8 +291,7 @@ def maps(
         dtype=dtype,
         repeats=repeats or least.repeats,
     )
-    folder = results / "benchmarks"
-    _told(run(reporter(quiet), folder, load), out or folder / f"maps-{_time()}.json", as_json)
+    return run(progress, results / "benchmarks", load)
 
 
 def _parts(text: str | None) -> list[str]:
