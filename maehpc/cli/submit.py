@@ -263,6 +263,7 @@ def _check(request: Request) -> None:
     import torch
 
     from maehpc import files
+    from maehpc.data import require
     from maehpc.launch.plan import REPORT, chain_of, runs_this_python
     from maehpc.pool.dashboard import check_installed
     from maehpc.progress import Silent
@@ -281,7 +282,7 @@ def _check(request: Request) -> None:
         for dataset in recipe.datasets:
             if (dataset, recipe.data.source_size) not in looked:
                 looked.add((dataset, recipe.data.source_size))
-                _check_data(dataset, recipe.data.source_size, request.packs)
+                require(dataset, recipe.data.source_size, request.packs)  # packing is the job's own work
         stages = [stage for stage in chain_of(request.stage, recipe) if stage != REPORT]
         made = [job.record().stage for job in request.after if job.path.parent.parent == experiment.root]
         # Members of a sweep that differ in learning rates alone need one look; where an earlier stage must be there,
@@ -309,18 +310,6 @@ def _check_after(request: Request) -> None:
     for job_id in request.after_jobs:
         if slurm.show(job_id) is None:
             raise InputError(f"--after {job_id}: Slurm knows no such job; give one that `squeue` shows, or one of ours")
-
-
-def _check_data(dataset: str, source_size: int, packs: Path) -> None:
-    """A data set must be packed or have its source here; packing is the job's own work."""
-    from maehpc.data.sources import open_source
-
-    source = open_source(dataset, source_size)
-    if source.where() is None and not (packs / f"{source.pack_name}.h5").is_file():
-        raise InputError(
-            f"datasets: {dataset} is neither packed in {packs} nor is its source here; "
-            f"`maehpc data list` tells what is, and `maehpc data fetch {dataset}` what to do"
-        )
 
 
 def _tell(handed: list[Handed], progress: Progress, as_json: bool) -> None:

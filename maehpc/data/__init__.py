@@ -6,7 +6,7 @@ from maehpc.data.fetch import fetch
 from maehpc.data.loading import Split, open_split
 from maehpc.data.order import epoch_order
 from maehpc.data.pack import Pack, PackInfo
-from maehpc.data.prepare import Availability, available, prepare
+from maehpc.data.prepare import Availability, available, prepare, require
 from maehpc.data.preprocess import Preprocess
 from maehpc.data.subset import subset
 
@@ -28,5 +28,6 @@ __all__ = [
     "fetch",
     "open_split",
     "prepare",
+    "require",
     "subset",
 ]

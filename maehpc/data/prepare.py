@@ -48,6 +48,23 @@ def prepare(dataset: str, source_size: int, packs: Path) -> Pack:
     return Pack(path)
 
 
+def require(dataset: str, source_size: int, packs: Path) -> None:
+    """Refuses a data set of which `prepare` would find neither a pack nor a source; of one that is there, no file is
+    opened.
+
+    Args:
+        dataset: as for `prepare`.
+        source_size: likewise, pixels.
+        packs: the folder of packs.
+
+    Raises:
+        InputError: the data set is unknown or absent.
+    """
+    source = open_source(dataset, source_size)
+    if source.where() is None:  # what `prepare` would ask of it first tells what is missing
+        source.fingerprint() if _pack_path(source, packs).is_file() else source.read()
+
+
 @dataclass(frozen=True)
 class Availability:
     """Whether a catalogue set can be used at one size.

@@ -301,7 +301,7 @@ def _data(dataset: str, source_size: int) -> _Data:
         if f"{split}_images" not in shapes:
             note = f"{name}: the number of images is unknown until it is packed"
             if not files.user_path(dataset).exists():
-                note += f"; nothing lies at {dataset}, and unless it is packed already it will be refused"
+                note += f"; nothing lies at {dataset}, and it will be refused"
             return _Data(name, None, SOME_CLASSES, note=note)
         counts[split] = shapes[f"{split}_images"][0]
     labels = shapes.get("train_labels", ())

@@ -1,4 +1,5 @@
-"""What can be refused before anything is written: stages out of order, settings or weights that do not fit the model.
+"""What can be refused before anything is written: missing data, stages out of order, settings or weights that fit no
+model.
 
 A wrong GradCAM layer would otherwise be found after days of pretraining.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from maehpc.data import PackInfo, Preprocess, dataset_name
+from maehpc.data import PackInfo, Preprocess, dataset_name, require
 from maehpc.errors import InputError
 from maehpc.explain import Explainer, NoiseKey
 from maehpc.models import build_classifier, load_encoder
@@ -22,17 +23,19 @@ _NO_DATA = PackInfo("none", "", "multi-class", ("0", "1"), "", (0.5,), (0.5,), {
 
 
 def check(context: Context, stages: Collection[str]) -> None:
-    """Looks for what earlier stages must have left, and builds each stage's model once on the CPU.
+    """Looks for the data and for what earlier stages must have left, and builds each stage's model once on the CPU.
 
     Args:
         context: of the run.
         stages: that will be run.
 
     Raises:
-        InputError: an earlier stage is not finished, a setting does not fit the model, or a weights file is missing,
-            unreadable or of another shape.
+        InputError: a data set is not there, an earlier stage is not finished, a setting does not fit the model, or a
+            weights file is missing, unreadable or of another shape.
     """
     recipe = context.recipe
+    for dataset in recipe.datasets:  # no stage can be finished for what a word misspells
+        require(dataset, recipe.data.source_size, context.packs)
     for dataset in recipe.datasets:
         name = dataset_name(dataset)
         if {"finetune", "probe"} & set(stages) and "pretrain" not in stages and recipe.encoder.weights == "pretrain":

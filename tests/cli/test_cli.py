@@ -129,6 +129,29 @@ def test_wrong_input_is_one_sentence_exit_2_and_nothing_written(
     assert [path for path in left if path.suffix not in (".h5",)] == []
 
 
+@pytest.mark.parametrize("command", ["run", "submit"])
+@pytest.mark.parametrize(
+    ("stage", "datasets", "expected"),
+    [
+        ("explain", "nosuch.npz", "nosuch.npz does not exist; give the path of an .npz file"),
+        ("explain", "digits,no/such", "no/such does not exist; give a folder"),
+        ("explain", "nosuchset", "there is no data set 'nosuchset'"),
+        ("finetune", "nosuch.npz", "nosuch.npz does not exist; give the path of an .npz file"),
+        ("explain", "digits", "results/study/finetune/digits holds no finished finetune"),
+    ],
+)
+def test_data_that_are_not_there_are_told_before_a_stage_that_is_not_done(
+    stage: str, datasets: str, expected: str, command: str, run: Run, tiny: str, tmp_path: Path
+) -> None:
+    experiment = tmp_path / "results" / "study"
+    experiment.mkdir(parents=True)
+    (experiment / "recipe.yaml").write_bytes(Path(tiny).read_bytes())
+    outcome = run(command, stage, "--name", "study", "--datasets", datasets, "-q")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
+    assert expected in outcome.err
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"tiny.yaml", "recipe.yaml"}
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from maehpc.data import Pack, SplitName, prepare
+from maehpc.data import Pack, SplitName, prepare, require
 from maehpc.data import blocks as blocks_module
 from maehpc.data.pack import FORMAT
 from maehpc.data.packing import write_pack
@@ -294,6 +295,38 @@ def test_a_path_that_does_not_exist_is_never_served_by_a_pack_of_its_name(arrays
         with pytest.raises(InputError, match=rf"{source} does not exist"):
             prepare(str(source), 28, packs)
         assert pack.path.read_bytes() == before
+
+
+def test_what_is_neither_packed_nor_there_is_refused_as_packing_it_would_be(
+    arrays, save_npz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("MAEHPC_DATA", raising=False)
+    packs = tmp_path / "packs"
+    file, folder = save_npz(arrays), image_folder(tmp_path / "scans", 10)
+    there = ["digits", str(file), str(folder)]
+    absent = ["nosuchset", "nosuch.npz", "no/such", "cifar10", "pathmnist"]
+    for packed in (False, True):
+        for dataset in there:
+            require(dataset, 28, packs)
+        for dataset in absent:
+            with pytest.raises(InputError) as refused:
+                prepare(dataset, 28, packs)
+            with pytest.raises(InputError, match=f"^{re.escape(str(refused.value))}$"):
+                require(dataset, 28, packs)
+        if not packed:
+            assert not packs.exists()
+            for dataset in there:
+                prepare(dataset, 28, packs).close()
+    file.unlink()
+    folder.rename(tmp_path / "unmounted")
+    for path in (file, folder):  # their packs are there, and do not serve without them
+        with pytest.raises(InputError, match=rf"^{path} does not exist"):
+            require(str(path), 28, packs)
+    (packs / "pathmnist-28.h5").touch()  # whose pack serves without the file, and is looked at when it is opened
+    require("pathmnist", 28, packs)
+    with pytest.raises(InputError, match=r"pathmnist_64\.npz"):
+        require("pathmnist", 64, packs)
 
 
 def test_paths_of_one_name_never_serve_each_other_s_pack(arrays, save_npz, tmp_path: Path):
