@@ -229,14 +229,20 @@ def _after(words: tuple[str, ...], results: Path, kind: str) -> tuple[list[JobFo
 def _show(request: Request, as_json: bool) -> None:
     """What would be submitted, and what it would cost."""
     from maehpc.launch.estimate import estimate, hardware_for
-    from maehpc.launch.plan import REPORT, chain_of, preview, ranks_of
+    from maehpc.launch.plan import REPORT, chain_of, hosts_of, pools, preview, ranks_of
 
     jobs = preview(request)
     first = request.members[0]
     stages = [stage for stage in chain_of(request.stage, first.recipe) if stage != REPORT]
     profile = request.profile
-    hardware, ranks = hardware_for(profile), ranks_of(profile)
-    cost = estimate(first.recipe, stages, experiment=first.experiment, hardware=hardware, ranks=ranks)
+    cost = estimate(
+        first.recipe,
+        stages,
+        experiment=first.experiment,
+        hardware=hardware_for(profile),
+        ranks=ranks_of(profile),
+        pool_hosts=hosts_of(profile) if pools(profile) else None,
+    )
     members = len(request.members) + len(request.also)
     if as_json:
         told = [{"job": job.label, "members": job.members, "script": job.script} for job in jobs]

@@ -38,6 +38,9 @@ UTILISATION = {"fp32": 0.5, "tf32": 0.35, "bf16": 0.35, "fp16": 0.35}
 CORE_FLOPS = 50e9
 """Operations a second that one CPU core is taken to sustain in float32."""
 
+RANK_HOURS = "rank-hours"
+"""What an hour of some CPU cores is called."""
+
 LAST_RECORDS = 10
 """Epochs of a log that a measured speed is the median of."""
 
@@ -98,7 +101,7 @@ def cpu_cores(count: int) -> Hardware:
     """A rank on so many cores."""
     sustained = dict.fromkeys(UTILISATION, CORE_FLOPS * count)
     name = f"{count} CPU core{'s' if count > 1 else ''}"
-    return Hardware(name, "rank-hours", sustained, f"{CORE_FLOPS / 1e9:g} Gflop/s a core")
+    return Hardware(name, RANK_HOURS, sustained, f"{CORE_FLOPS / 1e9:g} Gflop/s a core")
 
 
 def hardware_for(profile: Profile) -> Hardware | None:
@@ -159,15 +162,17 @@ class Estimate:
 
     Attributes:
         costs: a stage and data set each.
-        ranks: among which the work is divided.
-        hardware: of one rank.
+        ranks: among which the work is divided; workers where a pool does it.
+        hardware: of one of them.
         assumed: whether the hardware was not named by anybody.
+        pool_hosts: hosts of the pool that explains; None where none does.
     """
 
     costs: tuple[Cost, ...]
     ranks: int
     hardware: Hardware
     assumed: bool = False
+    pool_hosts: int | None = None
 
     @property
     def total(self) -> Cost:
@@ -178,6 +183,9 @@ class Estimate:
             sums[name] = None if None in values else sum(values)
         if sums["files"] is not None:
             stages = {cost.stage for cost in self.costs}  # a job each
+            if self.pool_hosts is not None:
+                stages.discard("explain")
+                sums["files"] += footprint.pool_files(self.pool_hosts)
             sums["files"] += footprint.EXPERIMENT_FILES + footprint.job_files(len(stages), self.ranks)
         notes = dict.fromkeys(note for cost in self.costs for note in cost.notes)
         return Cost("total", "", peak_bytes=self._peak, notes=tuple(notes), **sums)
@@ -195,7 +203,7 @@ class Estimate:
 
     @property
     def hours(self) -> float | None:
-        """Wall time if every rank were busy all the time."""
+        """Wall time if every rank and worker were busy all the time."""
         total = self.total.device_hours
         return None if total is None else total / self.ranks
 
@@ -213,11 +221,21 @@ class Estimate:
         bases = dict.fromkeys(f"{self.hardware.unit}: {cost.basis}" for cost in self.costs if cost.basis)
         assumed = ["no profile names the GPU: an NVIDIA A100 is assumed"] if self.assumed else []
         hours = human_hours(self.hours)
-        wall = [f"about {hours} hours on {self.ranks} ranks, if all are busy all the time"] if self.ranks > 1 else []
+        wall = [f"about {hours} hours on {self._by}, if all are busy all the time"] if self.ranks > 1 else []
         return [*table, *bases, *assumed, *(wall if self.hours is not None else []), *self.total.notes]
 
+    @property
+    def _by(self) -> str:
+        """What does the work, in words."""
+        if self.pool_hosts is None:
+            return f"{self.ranks} ranks"
+        hosts = f"{self.pool_hosts} host{'s' * (self.pool_hosts > 1)}"
+        alone = all(cost.stage == "explain" for cost in self.costs)
+        workers = f"{self.ranks} workers of {hosts}"
+        return workers if alone else f"{self.ranks} ranks (explaining: {workers})"
+
     def as_json(self) -> dict[str, Any]:
-        """For scripts."""
+        """For scripts; `ranks` are workers where a pool does the work."""
         costs, total = [asdict(cost) for cost in self.costs], asdict(self.total)
         return {
             "costs": costs,
@@ -260,6 +278,7 @@ def estimate(
     experiment: Experiment | None = None,
     hardware: Hardware | None = None,
     ranks: int = 1,
+    pool_hosts: int | None = None,
 ) -> Estimate:
     """The cost of stages over all data sets of a recipe.
 
@@ -269,13 +288,17 @@ def estimate(
         experiment: whose earlier runs tell a speed; None: none is looked for.
         hardware: of one rank; an A100 where None.
         ranks: among which the work is divided.
+        pool_hosts: hosts on which as many workers explain, in a pool; None where ranks do.
 
     Raises:
         InputError: a data set of the catalogue does not exist at the size that the recipe reads.
     """
     device = hardware or _gpu(ASSUMED_GPU)
+    pool_hosts = pool_hosts if "explain" in stages else None
+    if pool_hosts is not None and set(stages) == {"explain"} and device.unit == RANK_HOURS:
+        device = replace(device, unit="worker-hours")
     costs = [_cost(recipe, stage, dataset, experiment, device) for dataset in recipe.datasets for stage in stages]
-    return Estimate(tuple(costs), ranks, device, assumed=hardware is None)
+    return Estimate(tuple(costs), ranks, device, assumed=hardware is None, pool_hosts=pool_hosts)
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,12 @@ def job_files(jobs: int, ranks: int) -> int:
     return jobs * (JOB_FILES + LOGS * ranks)
 
 
+def pool_files(hosts: int) -> int:
+    """Files of a job that is a pool on so many hosts: a process and its log on each, the word of each but the first,
+    and pool.jsonl."""
+    return job_files(1, hosts) + hosts
+
+
 def _blocks(width: int, depth: int) -> Tensors:
     return Tensors(12 * depth, depth * (12 * width**2 + 13 * width))
 

@@ -109,6 +109,11 @@ def runs_this_python(profile: Profile) -> bool:
     return not (isinstance(profile, SlurmProfile) and (profile.python or profile.container))
 
 
+def hosts_of(profile: Profile) -> int:
+    """Hosts of a job there."""
+    return profile.nodes if isinstance(profile, SlurmProfile) else 1
+
+
 def pools(profile: Profile) -> bool:
     """Whether explaining is one pool of workers there, which may serve several experiments."""
     return ranks_of(profile) > 1

@@ -66,6 +66,7 @@ def test_experiments_that_are_explained_by_several_workers_are_one_job(run: Run,
     assert several.code == 0, several.err
     assert several.out.count("==> ") == 1 and "==> one-seed-0/0001-explain <==" in several.out
     assert "One pool for 4 experiments: one-seed-1, two-seed-0, two-seed-1 too" in several.out
+    assert "4 workers of 2 hosts" in several.out and "rank" not in several.out.partition("\nEstimate")[2]
     assert "#SBATCH --array" not in several.out
     alone = run("submit", *words, "--nodes", "1", "--gpus-per-node", "1", "-q")
     assert "#SBATCH --array=0-3" in alone.out

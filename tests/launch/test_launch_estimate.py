@@ -451,6 +451,27 @@ def test_counts_by_hand() -> None:
     assert (whole.steps, whole.images) == (3, 3 * 1197)
 
 
+def test_a_pool_is_told_in_workers() -> None:
+    recipe, stages, device = tiny_recipe(), ["pretrain", "finetune", "explain"], cpu_cores(2)
+
+    def told(stages: list[str], ranks: int, hosts: int | None) -> tuple[str, int]:
+        found = estimate(recipe, stages, hardware=device, ranks=ranks, pool_hosts=hosts)
+        assert found.as_json()["ranks"] == ranks and found.total.files is not None
+        assert found.hours == pytest.approx((found.total.device_hours or 0) / ranks)
+        return "\n".join(found.lines()), found.total.files
+
+    alone, shared = told(["explain"], 1, None), told(["explain"], 6, 2)
+    assert "worker" not in alone[0] and "6 workers of 2 hosts" in shared[0] and "worker-hours" in shared[0]
+    assert "rank" not in shared[0]
+    # A log's two files on the second host and its word, and pool.jsonl.
+    assert shared[1] == alone[1] + 2 + 1 + 1
+    assert "6 workers of 1 host," in told(["explain"], 6, 1)[0]
+    text, files = told(stages, 6, 2)
+    assert "6 ranks (explaining: 6 workers of 2 hosts)" in text and "rank-hours" in text
+    assert files == told(stages, 6, None)[1] - 2 * 6 + 2 * 2 + 1 + 1
+    assert told(stages[:2], 6, 2) == told(stages[:2], 6, None)
+
+
 def test_frozen_features_are_computed_once() -> None:
     def flops_of(*overrides: str) -> float:
         return cost_of(tiny_recipe(*overrides), "finetune").flops or 0.0
