@@ -22,7 +22,7 @@ def command(jobs: tuple[str, ...], results: Path) -> None:
     JOB is EXPERIMENT (all of its jobs that need it), EXPERIMENT/NUMBER, EXPERIMENT/STAGE, a job's folder or the
     scheduler's id. A pool that explains several experiments is a job of each. A job goes on from its newest whole
     checkpoint, with the code that was submitted first; to use the present code, submit anew: finished stages and
-    checkpoints are taken over.
+    checkpoints are taken over. Nothing is submitted beside another job that is at work on the same stage of a data set.
     """
     from maehpc.launch.control import resume
     from maehpc.launch.named import find

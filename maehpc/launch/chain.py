@@ -78,7 +78,7 @@ def _matches(request: Request, steps: Sequence[Step]) -> list[_Match]:
         RunError: the scheduler cannot be asked.
     """
     matches: list[_Match] = []
-    _refuse_other_pools(request)
+    _refuse_other_pools(request, steps)
     for number, step in enumerate(steps):
         if number == 0:
             planned = [_after_request(request, record) for record in step.records]
@@ -92,22 +92,22 @@ def _matches(request: Request, steps: Sequence[Step]) -> list[_Match]:
     return matches
 
 
-def _refuse_other_pools(request: Request) -> None:
+def _refuse_other_pools(request: Request, steps: Sequence[Step]) -> None:
     """Looks for jobs that explain one of the experiments beside another's, and for those of experiments beside ours.
 
     Raises:
         InputError: one is at work, or waits.
     """
-    if request.stage != EXPLAIN:
+    ours = {one for step in steps if step.stage == EXPLAIN for record in step.records for one in record.works_on}
+    if not ours:
         return
     first = {member.experiment.root.name for member in request.members}
-    ours = {one.experiment.root.name: set(one.recipe.datasets) for one in (*request.members, *request.also)}
     for job, record in explaining(request.results):
         if record.experiment in first:
             continue  # looked at as the same job, or another
-        theirs = record.recipes
-        name = next((name for name in theirs if ours.get(name, set()) & set(theirs[name]["datasets"])), None)
-        if name is not None and submission.recover(job) is not None and submission.still_going(job):
+        both = ours & record.works_on
+        if both and job not in request.after and submission.recover(job) is not None and submission.still_going(job):
+            name = min(both)[0]
             raise InputError(
                 f"{job.label} explains {name} already; wait for it, end it with `maehpc cancel {job.label}`, or leave "
                 f"{name} out"
@@ -167,10 +167,9 @@ def _one_array(jobs: Sequence[JobFolder], array: bool) -> bool:
 
 def _newest_like(experiment: Experiment, record: JobRecord) -> JobFolder | None:
     """The experiment's newest job of the same stage on one of the same data sets."""
-    datasets = set(record.recipe["datasets"])
     for job in reversed(jobs_of(experiment)):
         there = job.record()
-        if there.stage == record.stage and datasets & set(there.recipe["datasets"]):
+        if there.stage == record.stage and there.works_on & record.works_on:
             return job
     return None
 

@@ -155,10 +155,12 @@ def resume(
         The jobs that were submitted again or released.
 
     Raises:
-        InputError: a job that was named goes on by itself, is done, or needs an earlier one that has not succeeded.
+        InputError: a job that was named goes on by itself, is done, needs an earlier one that has not succeeded, or
+            works on what another is at work on.
         SlurmError: Slurm could not be asked, or refused.
     """
-    everything = list(dict.fromkeys([*jobs, *jobs_below(results)]))
+    folders = dict.fromkeys([results.absolute(), *(job.path.parents[2] for job in jobs)])
+    everything = list(dict.fromkeys([*jobs, *(job for folder in folders for job in jobs_below(folder))]))
     reading = _once_stopped(jobs, everything, tell)
     rows = {row.job: row for row in reading.rows}
     named = [rows[job] for job in jobs]
@@ -167,12 +169,13 @@ def resume(
     if every:
         replaced = superseded(named, of)
         named = [row for row in named if _wants(row) and row.job.path not in replaced]
-    folders = {str(row.job.path): row for row in reading.rows}
+    by_folder = {str(row.job.path): row for row in reading.rows}
     going = {str(row.job.path) for row in named}
     from maehpc.launch.submission import open_dependency
 
     for row in named:  # all of them before any is touched
-        _refuse(row, folders, going)
+        _refuse(row, by_folder, going)
+        _refuse_beside_another(row, reading.rows)
     for row in named:
         if row.state is State.HELD:
             _release(row)
@@ -220,6 +223,29 @@ def _refuse(row: Row, rows: dict[str, Row], going: set[str]) -> None:
         name = JobFolder(Path(folder)).label
         state = earlier.state if earlier is not None else "gone"
         raise InputError(f"{label} needs {name}, which is {state}; resume that one first, or the whole experiment")
+
+
+def _refuse_beside_another(row: Row, rows: Sequence[Row]) -> None:
+    """Refuses a job while another one is at work on the same stage of one of its data sets, and neither waits for the
+    other: the lock on that folder or store would end whichever comes second.
+
+    Raises:
+        InputError: there is one.
+    """
+    assert row.record is not None
+    ordered = {row.job, *(one.job for one in dependents([row], rows))}
+    for other in rows:
+        if not other.active or other.record is None or other.job in ordered:
+            continue
+        if (other.job.path.parents[2], other.record.stage) != (row.job.path.parents[2], row.record.stage):
+            continue
+        both = row.record.works_on & other.record.works_on
+        if both and row not in dependents([other], rows):
+            name, number = other.job.label, f"job {other.job_id}, " if other.job_id else ""
+            raise InputError(
+                f"{row.job.label} would work on {'/'.join(min(both))} as {name} ({number}{other.state}) does already; "
+                f"wait for that one, or end it with `maehpc cancel {name}`"
+            )
 
 
 def _release(row: Row) -> None:

@@ -31,6 +31,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from maehpc import files
+from maehpc.catalogue import dataset_name
 from maehpc.errors import InputError, RunError
 from maehpc.experiment import Experiment
 
@@ -110,6 +111,11 @@ class JobRecord(_Record):
     def recipes(self) -> dict[str, dict[str, Any]]:
         """Of all experiments that it works on, by name; the one first that holds its folder."""
         return {self.experiment: self.recipe, **self.also}
+
+    @property
+    def works_on(self) -> set[tuple[str, str]]:
+        """Experiment and data set of each folder or store that its stage fills."""
+        return {(name, dataset_name(text)) for name, recipe in self.recipes.items() for text in recipe["datasets"]}
 
     @property
     def world_size(self) -> int:

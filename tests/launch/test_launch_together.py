@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,9 +21,9 @@ from real_jobs import accept, ended
 from submit_jobs import request
 from tiny import tiny_recipe
 
-from maehpc.errors import InputError
+from maehpc.errors import InputError, MaehpcError
 from maehpc.experiment import Experiment
-from maehpc.launch import chain, local, plan
+from maehpc.launch import chain, control, local, plan
 from maehpc.launch.control import cancel, resume
 from maehpc.launch.named import Meant, find, find_jobs, jobs_below, newest_job
 from maehpc.launch.record import Heartbeat, JobFolder
@@ -272,3 +273,128 @@ def test_a_pool_that_is_named_twice_is_resumed_once(results: Path) -> None:
         f"a/0001-explain: submitted again as job {accepted.job_id} (it was failed); one pool explains a and b\n"
     )
     assert len(both.submissions()) == 2
+
+
+@contextmanager
+def at_work(job: JobFolder) -> Iterator[JobFolder]:
+    """A local job whose controller lives for the length of the block."""
+    token = f"token-of-{job.label}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)", local.MODULE, str(job.path), token]
+    )
+    try:
+        accept(job, str(process.pid), "local", token)
+        yield job
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_pool_is_not_resumed_beside_a_job_that_explains_one_of_its_experiments(results: Path) -> None:
+    here: dict[str, Any] = {"profile": {"kind": "local"}}
+    both = failed(pool(results, "a", "b", numbers={"b": 1}, **here))
+    told: list[str] = []
+
+    def refusal(job: JobFolder, **words: Any) -> str:
+        with pytest.raises(MaehpcError) as caught:
+            resume([job], results, told.append, **words)
+        assert told == [] and len(job.submissions()) == 1
+        return str(caught.value)
+
+    with at_work(new_job(results, "b", "explain", **here)) as own:
+        accepted = own.submissions()[-1].accepted
+        assert accepted is not None
+        expected = (
+            f"a/0001-explain would work on b/digits as b/0001-explain (job {accepted.job_id}, waiting) does already; "
+            "wait for that one, or end it with `maehpc cancel b/0001-explain`"
+        )
+        assert refusal(both) == refusal(both, every=True, of="a") == expected
+        done = subprocess.run(
+            [sys.executable, "-m", "maehpc.cli.main", "resume", "a", "--results", str(results)],
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr, done.stdout) == (2, f"maehpc: {expected}\n", "")
+        # By its path, from elsewhere.
+        with pytest.raises(InputError, match="would work on b/digits"):
+            resume([both], results.parent / "elsewhere", told.append)
+    assert "snapshot" in refusal(both)  # nothing stands in its way but that there is no code here
+    for word, changes in {
+        "another data set": {"recipe": {**RECIPE, "datasets": ["breastmnist"]}},
+        "behind it": {"after": (str(both.path),)},
+    }.items():
+        with at_work(new_job(results, "b", "explain", **here, **changes)):
+            assert "snapshot" in refusal(both), word
+    with at_work(new_job(results, "b", "finetune", **here)), at_work(new_job(results, "c", "explain", **here)):
+        assert "snapshot" in refusal(both)
+    alone = failed(new_job(results, "b", "explain", **here))
+    with at_work(pool(results, "c", "b", **here)):
+        assert "would work on b/digits as c/0002-explain" in refusal(alone)
+
+
+def test_nothing_that_explains_is_submitted_beside_a_pool_of_the_experiment(results: Path) -> None:
+    def check(stage: str, **changes: Any) -> None:
+        wish = request(results, stage, ("b",), **changes)
+        chain._refuse_other_pools(wish, plan.steps_of(wish, Snapshot(results / ".code", "0" * 64)))
+
+    both = pool(results, "a", "b", profile={"kind": "local"})
+    with at_work(both):
+        for stage in ("explain", "pipeline"):
+            with pytest.raises(InputError, match="a/0001-explain explains b already"):
+                check(stage)
+        check("explain", overrides=("datasets=[breastmnist]",))
+        check("explain", after=(both,))
+        check("finetune")
+    check("explain")
+
+
+STATES = st.sampled_from([State.FAILED, State.DONE, State.WAITING, State.RUNNING, State.HELD, State.UNKNOWN])
+JOBS = st.lists(
+    st.tuples(
+        st.sampled_from(["explain", "finetune"]),
+        st.lists(st.sampled_from(NAMES), min_size=1, max_size=2, unique=True),
+        st.lists(st.sampled_from(["digits", "breastmnist", "mine.npz", "./mine.npz"]), min_size=1, max_size=2),
+        st.sets(st.integers(0, 3)),
+        STATES,
+    ),
+    min_size=2,
+    max_size=4,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(JOBS)
+def test_who_is_in_the_way_of_whom(jobs: list[tuple[str, list[str], list[str], set[int], State]]) -> None:
+    with TemporaryDirectory() as folder:
+        rows: list[Row] = []
+        for stage, names, datasets, after, state in jobs:
+            recipe = {**RECIPE, "datasets": datasets}
+            before = tuple(str(rows[place].job.path) for place in after if place < len(rows))
+            also = dict.fromkeys(names[1:], recipe)
+            rows.append(row(new_job(Path(folder), names[0], stage, recipe=recipe, also=also, after=before), state))
+
+        def waits(late: int, early: int) -> bool:
+            return any(place == early or waits(place, early) for place in jobs[late][3] if place < late)
+
+        def shared(one: int, other: int) -> bool:
+            fills = [
+                {(name, text.removeprefix("./")) for name in names for text in datasets}
+                for _, names, datasets, *_ in (jobs[one], jobs[other])
+            ]
+            return jobs[one][0] == jobs[other][0] and bool(fills[0] & fills[1])
+
+        for one in range(len(jobs)):
+            expected = [
+                other
+                for other in range(len(jobs))
+                if other != one
+                and jobs[other][4] in (State.WAITING, State.RUNNING, State.HELD)
+                and shared(one, other)
+                and not waits(one, other)
+                and not waits(other, one)
+            ]
+            if expected:
+                with pytest.raises(InputError, match=f" as {rows[expected[0]].job.label} "):
+                    control._refuse_beside_another(rows[one], rows)
+            else:
+                control._refuse_beside_another(rows[one], rows)
