@@ -27,7 +27,7 @@ from maehpc.recipes import ExplainSettings, plugins
 from maehpc.recipes.settings import SEARCH_SCORES
 from maehpc.stages.context import Context, differing_fields, read_json
 from maehpc.stages.finetune import CLASSIFIER, new_classifier
-from maehpc.stages.inputs import data_inputs, open_pack, split_batches, stage_output
+from maehpc.stages.inputs import data_inputs, prepared_pack, split_batches, stage_output
 from maehpc.training.batches import Batches
 
 NAME = "explain"
@@ -87,15 +87,15 @@ class Prepared:
 
 @contextmanager
 def prepared(context: Context, dataset: str) -> Iterator[Prepared]:
-    """Makes one data set ready; every rank does, and its pack is open for the length of the block.
+    """Makes one data set ready, whose pack is open for the length of the block.
 
     Raises:
         InputError: no classifier, or wrong settings.
     """
     settle(context.device)
-    recipe, name, world = context.recipe, dataset_name(dataset), context.world
+    recipe, name = context.recipe, dataset_name(dataset)
     classifier_path, classifier_digest = finished_classifier(context, name)
-    with open_pack(context, dataset) as pack:
+    with prepared_pack(context, dataset) as pack:
         inputs = {
             **data_inputs(context, pack),
             "encoder": recipe.encoder.model_dump(mode="json", exclude={"weights"}),
@@ -106,8 +106,8 @@ def prepared(context: Context, dataset: str) -> Iterator[Prepared]:
             },
             "explain": recipe.explain.model_dump(mode="json"),
         }
-        batches = world.alike(lambda: split_batches(context, pack, recipe.explain.split, NAME))
-        classifier = world.alike(lambda: load_classifier(context, pack, classifier_path))
+        batches = split_batches(context, pack, recipe.explain.split, NAME)
+        classifier = load_classifier(context, pack, classifier_path)
         explainer = Explainer(
             classifier, recipe.explain, batches.preprocess, NoiseKey(recipe.seed, name), len(batches.split)
         )
@@ -144,19 +144,14 @@ def evaluations(settings: ExplainSettings, patches: int) -> int:
 
 
 def finished_classifier(context: Context, name: str) -> tuple[Path, str]:
-    """Path and SHA-256 of the classifier to explain, once it is known to be the recipe's; rank 0 looks, for all.
+    """Path and SHA-256 of the classifier to explain, once it is known to be the recipe's.
 
     Raises:
         InputError: there is none, or it is another recipe's.
     """
-
-    def find() -> tuple[str, str]:
-        path, digest = stage_output(context, "finetune", name, CLASSIFIER)
-        refuse_other_classifier(context, name)
-        return str(path), digest
-
-    path, digest = context.world.from_leader(find)
-    return Path(path), digest
+    found = stage_output(context, "finetune", name, CLASSIFIER)
+    refuse_other_classifier(context, name)
+    return found
 
 
 def refuse_other_classifier(context: Context, name: str) -> None:

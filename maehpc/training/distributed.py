@@ -38,7 +38,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maehpc.addresses import far_first, own_addresses, route_to
 from maehpc.errors import InputError, Interrupted, LostRanksError, MaehpcError, RunError
-from maehpc.interruption import Stop
 
 Result = TypeVar("Result")
 
@@ -117,7 +116,7 @@ class World:
         """Whether this is rank 0, which alone owns folders and writes files."""
         return self.rank == 0
 
-    def together(self, work: Callable[[], Result], stop: Stop | None = None) -> list[Result]:
+    def together(self, work: Callable[[], Result]) -> list[Result]:
         """Every rank runs its `work`, however long it takes; all get all results, or the same error.
 
         While one works and others wait, all exchange signs of life, so that a rank that died is noticed and one that
@@ -125,7 +124,6 @@ class World:
 
         Args:
             work: of this rank.
-            stop: requested on every rank as soon as it is on one, or one has failed; `work` may look at it.
 
         Returns:
             The results in the order of ranks, as JSON gives them back.
@@ -139,12 +137,11 @@ class World:
             return [work()]
         failure: Exception | None = None
         outcome: dict[str, Any] = {}
-        with _Alive(self, self._groups, stop) as alive:
+        with _Alive(self._groups):
             try:
                 outcome = {"result": work()}
             except Exception as error:
                 outcome, failure = _described(error), error
-                alive.failed = True
         outcomes = self._exchange(outcome)
         if failure is not None and "failed" in outcome:
             raise failure
@@ -297,11 +294,8 @@ def _error(told: Mapping[str, Any]) -> MaehpcError:
 class _Alive:
     """Exchanges signs of life while this rank works, until all ranks have finished."""
 
-    def __init__(self, world: World, groups: _Groups, stop: Stop | None) -> None:
-        self.failed = False
-        self._world = world
+    def __init__(self, groups: _Groups) -> None:
         self._groups = groups
-        self._stop = stop
         self._finished = threading.Event()
         self._error: RuntimeError | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -322,15 +316,10 @@ class _Alive:
 
     def _run(self) -> None:
         try:
-            busy = True
+            busy = torch.ones(1, dtype=torch.int64)
             while busy:
-                finished = self._finished.wait(TICK_S)
-                asked = self.failed or (self._stop is not None and self._stop.reason is not None)
-                votes = torch.tensor([not finished, (self._world.rank + 1) * asked], dtype=torch.int64)
-                dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._groups.control)
-                busy, asker = bool(votes[0]), int(votes[1]) - 1
-                if asker >= 0 and self._stop is not None:
-                    self._stop.request(f"rank {asker} was asked to stop, or failed")
+                busy[0] = not self._finished.wait(TICK_S)
+                dist.all_reduce(busy, dist.ReduceOp.MAX, group=self._groups.control)
         except RuntimeError as error:
             self._error = error
 

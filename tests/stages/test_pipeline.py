@@ -6,7 +6,8 @@ import json
 import random
 import shutil
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from zarr_stores import arrays_of_store
 
 from maehpc import files, maps
 from maehpc.data import Preprocess, open_split, prepare
-from maehpc.errors import InputError, Interrupted
+from maehpc.errors import InputError, Interrupted, RunError
 from maehpc.explain import Explainer, NoiseKey
 from maehpc.interruption import Stop
 from maehpc.maps import MapStore
@@ -489,6 +490,51 @@ def test_pretraining_is_left_out_where_no_stage_needs_it() -> None:
     assert stages_of("pipeline", "pretrain") == CHAIN
     assert stages_of("pipeline", "scratch") == CHAIN[1:]
     assert stages_of("explain", "pretrain") == ["explain"]
+
+
+class Counted(Silent):
+    """Keeps what a bar was told, and does something each time."""
+
+    def __init__(self, each: Callable[[], object] = lambda: None) -> None:
+        self.told: list[int] = []
+        self.each = each
+
+    @contextmanager
+    def bar(self, description: str, total: int, done: int = 0, images: int = 1) -> Iterator[Any]:
+        if description == "explain digits":
+            self.told = [total, done]
+        yield self
+
+    def advance(self, count: int = 1, **values: float) -> None:
+        self.told.append(count)
+        self.each()
+
+
+def test_a_stop_ends_explaining_between_two_batches_and_progress_tells_of_all_images(
+    finished: Context, tmp_path: Path
+) -> None:
+    """20 images in shards of 8, of which the second is stopped in."""
+    context = copy_of(finished, tmp_path)
+    forget_explanations(context)
+    first, stop = Counted(), Stop()
+    first.each = lambda: stop.request("the test wants it") if sum(first.told[2:]) >= 12 else None
+    with pytest.raises(Interrupted, match="explain digits was interrupted"):
+        explain(replace(context, stop=stop, progress=first), "digits")
+    assert first.told == [20, 0, 4, 4, 4]
+    assert [path.stem for path in context.experiment.ledger("digits").glob("shard-*.json")] == ["shard-00000"]
+    second = Counted()
+    assert explain(replace(context, progress=second), "digits")["computed"] == 2
+    assert second.told[:2] == [20, 8] and sum(second.told[2:]) == 12
+    assert tree(context.experiment.maps("digits")) == tree(finished.experiment.maps("digits"))
+
+
+def test_a_newer_attempt_ends_one_that_explains(finished: Context, tmp_path: Path) -> None:
+    context = copy_of(finished, tmp_path)
+    forget_explanations(context)
+    newer = context.experiment.ledger("digits") / "attempts" / "0002.json"
+    with pytest.raises(RunError, match=r"attempt 1 no longer owns .*: attempt 2 has begun; this process stops"):
+        explain(replace(context, progress=Counted(newer.touch)), "digits")
+    assert not list(context.experiment.ledger("digits").glob("shard-*.json"))
 
 
 def test_a_stale_attempt_is_fenced(finished: Context, tmp_path: Path) -> None:
