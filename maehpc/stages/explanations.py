@@ -310,8 +310,13 @@ def store_layout(
         "explain": settings.model_dump(mode="json"),
         "seed": context.recipe.seed,
         "image_size": side,
-        "coordinates": {
-            dim: list(places) for metric in explainer.metrics.values() for dim, places in metric.coordinates().items()
+        # What METHOD_deletion_curve[3] stands for is the fourth of "deletion_curve".
+        "places": {
+            "_".join(filter(None, (metric, part))): list(places)
+            for metric, measure in explainer.metrics.items()
+            for part, (dims, _) in measure.arrays().items()
+            for dim, places in measure.coordinates().items()
+            if dims == (dim,)
         },
         "mean": list(batches.preprocess.mean),
         "std": list(batches.preprocess.std),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -95,6 +96,47 @@ def test_xarray_opens_the_store_with_names(finished: Context) -> None:
     np.testing.assert_array_equal(scores.sel(score="saliency_sensitivity_max"), samples.max("score"))
     logits = scores.sel(score=[f"logits[{place}]" for place in range(10)])
     np.testing.assert_array_equal(scores.sel(score="prediction"), logits.argmax("score"))
+
+
+def test_attributes_tell_what_the_columns_of_a_score_stand_for(finished: Context) -> None:
+    context = replace(
+        finished,
+        recipe=tiny_recipe(
+            "explain.methods=[saliency, gradcam]",
+            "explain.metrics=[deletion, road, randomisation, sparseness]",
+            "explain.options={deletion: {steps: 4}, road: {percentiles: [20, 50]}, randomisation: {order: cascading}}",
+        ),
+    )
+    with prepared(context, "digits") as ready:
+        layout = ready.layout
+    steps, percentiles = [0, 0.25, 0.5, 0.75, 1], [20, 50]
+    layers = ["head", "blocks.1", "blocks.0", "embedding"]
+    assert layout.attributes["places"] == {
+        "deletion_curve": steps,
+        "road_morf": percentiles,
+        "road_lerf": percentiles,
+        "road_morf_kept": percentiles,
+        "road_lerf_kept": percentiles,
+        "randomisation_by_part": layers,
+        "randomisation_absolute_by_part": layers,
+        "randomisation_ssim_by_part": layers,
+    }
+    measured = re.compile(r"(saliency|gradcam)_(deletion|road|randomisation).*\[")
+    assert {name for name in layout.column_names if measured.match(name)} == {
+        f"{method}_{score}[{place}]"
+        for method in ("saliency", "gradcam")
+        for score, places in layout.attributes["places"].items()
+        for place in range(len(places))
+    }
+
+
+def test_what_xarray_saves_of_a_store_keeps_the_coordinates_that_a_person_gave_it(
+    finished: Context, tmp_path: Path
+) -> None:
+    """A group's attribute `coordinates` would be taken for the CF conventions' own."""
+    store = xarray.open_zarr(finished.experiment.maps("digits"), consolidated=False).load().drop_encoding()
+    store[["saliency"]].assign_coords(chosen=("mine", [4, 7])).to_zarr(tmp_path / "copy.zarr", consolidated=False)
+    assert set(xarray.open_zarr(tmp_path / "copy.zarr", consolidated=False).coords) == {"image", "chosen"}
 
 
 def test_what_an_image_costs_grows_with_model_methods_and_samples(finished: Context) -> None:
