@@ -112,7 +112,7 @@ def _finder(words: tuple[str, ...], results: Path) -> Callable[[], Asked]:
 
 
 def _chosen(reading: Reading, everything: bool) -> list[Row]:
-    from maehpc.launch.status import worth_showing
+    from maehpc.launch.relations import worth_showing
 
     return reading.rows if everything else worth_showing(reading.rows)
 
@@ -198,8 +198,7 @@ class _Standstill:
 
 def _sentences(rows: list[Row], still: _Standstill, asked: Asked | None = None) -> list[str]:
     """What the table has no room for: what shares a pool, why a job waits or stands still, and a line a data set."""
-    from maehpc.launch.status import together
-    from maehpc.launch.words import parts
+    from maehpc.launch.words import parts, together
 
     found = []
     for row in rows:
@@ -224,7 +223,8 @@ def _watch(find: Callable[[], Asked], everything: bool) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    from maehpc.launch.status import read, stuck
+    from maehpc.launch.relations import stuck
+    from maehpc.launch.status import read
 
     console = Console()
     still = _Standstill()

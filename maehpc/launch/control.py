@@ -13,9 +13,11 @@ from maehpc.errors import InputError, MaehpcError, RunError
 from maehpc.launch import slurm
 from maehpc.launch.named import jobs_below
 from maehpc.launch.record import JobFolder
+from maehpc.launch.relations import superseded
 from maehpc.launch.slurm import SlurmError
 from maehpc.launch.states import State
-from maehpc.launch.status import Reading, Row, controller_lives, read, superseded, together
+from maehpc.launch.status import Reading, Row, controller_lives, read
+from maehpc.launch.words import together
 
 STOPPING_S = 120.0
 """Seconds that a job is given to end before it is submitted again."""

@@ -11,6 +11,9 @@ COLUMNS = ("job", "id", "state", "nodes", "attempt", "progress", "images/s", "le
 NUMBERS = frozenset({"nodes", "attempt", "images/s", "left", "loss"})
 """Columns whose texts are aligned at their right."""
 
+_MOST_NAMES = 6
+"""Of a pool's experiments, told in a sentence."""
+
 
 def progress(row: Row) -> str:
     """How far a job is, in words: "pretrain retina 120/800"."""
@@ -26,6 +29,16 @@ def progress(row: Row) -> str:
     if beat.done is not None and beat.total is not None:
         words.append(f"{beat.done}/{beat.total}" + (" images" if beat.unit == "image" else ""))
     return " ".join(words)
+
+
+def together(record: JobRecord | None, first: Collection[str] = ()) -> str:
+    """Which experiments one pool explains, those of `first` before others; "" for a job of a single experiment."""
+    if record is None or not record.also:
+        return ""
+    names = sorted(record.recipes, key=lambda name: name not in first)
+    if len(names) > _MOST_NAMES:
+        names[_MOST_NAMES - 1 :] = [f"{len(names) - _MOST_NAMES + 1} more"]
+    return f"one pool explains {', '.join(names[:-1])} and {names[-1]}"
 
 
 def parts(row: Row, of: Collection[str] = ()) -> list[str]:

@@ -27,10 +27,10 @@ from maehpc.launch import chain, control, local, plan
 from maehpc.launch.control import cancel, resume
 from maehpc.launch.named import Meant, find, find_jobs, jobs_below, newest_job
 from maehpc.launch.record import Heartbeat, JobFolder
+from maehpc.launch.relations import superseded, worth_showing
 from maehpc.launch.snapshot import Snapshot, take_snapshot
 from maehpc.launch.states import State
-from maehpc.launch.status import superseded, together, worth_showing
-from maehpc.launch.words import parts
+from maehpc.launch.words import parts, together
 
 NAMES = ("a", "b", "c")
 RECIPE = tiny_recipe().model_dump(mode="json")
