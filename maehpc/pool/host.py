@@ -87,7 +87,8 @@ class HostSettings:
         """The command that starts Ray and stays."""
         return [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--log-style=record"),
-            *("--disable-usage-stats", "--include-log-monitor=false"),
+            # The monitor would ask clouds for machines, and serve its metrics to everybody.
+            *("--disable-usage-stats", "--include-log-monitor=false", "--no-monitor"),
             f"--node-ip-address={self.address}",
             f"--num-cpus={self.cpus}",
             f"--num-gpus={self.gpus}",
@@ -126,8 +127,9 @@ def environment(mark: str, token: str, inherited: Mapping[str, str]) -> dict[str
         "RAY_DEDUP_LOGS": "0",
         # Ray would kill workers where a host is 95 % full, whoever filled it; the kernel and Slurm have limits of ours.
         "RAY_memory_monitor_refresh_ms": "0",
-        # Where all of Ray is installed its dashboard's process, which is there in any case, would tell everybody who
-        # asks on port 44227 of every interface how it is; with no port it logs that it cannot.
+        # Everybody would be served metrics, on every interface, by each host's agent and by the dashboard's process,
+        # which is there in any case; without a port that one logs that it cannot.
+        "RAY_enable_metrics_collection": "0",
         "DASHBOARD_METRIC_PORT": "-1",
     }
 

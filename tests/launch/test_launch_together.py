@@ -30,6 +30,7 @@ from maehpc.launch.record import Heartbeat, JobFolder
 from maehpc.launch.relations import superseded, worth_showing
 from maehpc.launch.snapshot import Snapshot, take_snapshot
 from maehpc.launch.states import State
+from maehpc.launch.status import Row
 from maehpc.launch.words import parts, together
 
 NAMES = ("a", "b", "c")

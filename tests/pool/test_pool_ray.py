@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+import requests
 
 from maehpc.errors import RunError
 from maehpc.interruption import Stop
@@ -216,6 +217,22 @@ def test_two_clusters_of_one_host_do_not_meet(tmp_path: Path) -> None:
     assert not ended.unfinished and pool.done() == Counter(range(20))
 
 
+def listened(process: psutil.Process) -> list[tuple[str, int]]:
+    """Where it listens, as one of this host would call."""
+    with suppress(psutil.Error):  # it has ended meanwhile
+        places = [one.laddr for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+        return [("127.0.0.1" if ip in ("::", "0.0.0.0") else ip.removeprefix("::ffff:"), port) for ip, port in places]
+    return []
+
+
+def asked_for_metrics(ip: str, port: int) -> int | None:
+    """What a stranger is answered over HTTP; None where no HTTP is spoken."""
+    try:
+        return requests.get(f"http://{ip}:{port}/metrics", timeout=10).status_code
+    except requests.RequestException:
+        return None
+
+
 def test_who_has_no_token_gets_nothing() -> None:
     stranger = "import os, ray; ray.init(address=os.environ['ADDRESS']); print('let in', ray.cluster_resources())"
 
@@ -232,7 +249,10 @@ def test_who_has_no_token_gets_nothing() -> None:
             one for one in psutil.Process().children(recursive=True) if "dashboard.py" in str(one.cmdline())
         ]
         ours = [dashboard, *dashboard.children(recursive=True)]
-        assert not [port for one in ours for port in one.net_connections("tcp") if port.status == psutil.CONN_LISTEN]
+        assert not [place for one in ours for place in listened(one)]
+        everywhere = {place for one in psutil.Process().children(recursive=True) for place in listened(one)}
+        answers = {place: answer for place in everywhere if (answer := asked_for_metrics(*place)) is not None}
+        assert everywhere and set(answers.values()) <= {401}, answers
         address = ray.get_runtime_context().gcs_address
         token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
         assert token.stat().st_mode & 0o777 == 0o600 and token.parent.stat().st_mode & 0o777 == 0o700
