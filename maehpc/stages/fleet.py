@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -72,6 +73,10 @@ def local_fleet(device: torch.device, workers: int, address: str | None = None, 
     )
 
 
+MOST_A_CORE = 8
+"""Workers that share a CPU core at most: each has a model of its own, and Ray begins a process for each at once."""
+
+
 def threads_each(cpus: int, workers: int) -> int:
     """CPU threads of each of a host's workers: each thread computes a pass of its own, and all share its memory.
 
@@ -86,9 +91,15 @@ def gpus_each(device: torch.device, workers: int) -> int:
     """GPUs that each worker takes.
 
     Raises:
-        InputError: there are fewer than workers.
+        InputError: there are fewer than workers, or far fewer cores where they compute on the CPU.
     """
     if device.type != "cuda":
+        cores = len(os.sched_getaffinity(0))
+        if workers > MOST_A_CORE * cores:
+            raise InputError(
+                f"--workers {workers}: a core serves {MOST_A_CORE} at most, and there are {cores}; ask for {cores}, "
+                "which is as fast as it gets"
+            )
         return 0
     seen = torch.cuda.device_count()
     if workers > seen:
