@@ -112,13 +112,17 @@ def experiment_name(name: str | None, recipe: str | None, stage: str) -> str:
     """The experiment's folder: as given, or the recipe's name.
 
     Raises:
-        InputError: the name is a path, or one that is taken.
+        InputError: the name is empty or cannot be printed, is a path, or is taken.
     """
     from maehpc.errors import InputError
 
     if name is None:
         recipe = recipe or DEFAULT_RECIPES[stage]
         name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe.replace("/", "-")
+    if not name.strip():  # of a shell's variable that is not set; the folder of all experiments would become one
+        raise InputError("--name is empty; give the name of a folder, or leave the option out")
+    if not name.isprintable():  # names are told in sentences of one line
+        raise InputError(f"--name {name!a}: give a name that can be printed")
     if Path(name).name != name or name.startswith(".") or len(name.encode()) > LONGEST_NAME:
         raise InputError(f"--name {name}: give a plain folder name; --results says where it lies")
     if name in RESERVED_NAMES:
