@@ -13,6 +13,9 @@ import torch
 
 from maehpc.errors import InputError
 
+MOST_THREADS = 1024
+"""CPU threads of a process. Each computes a pass of its own, and memory has to hold them all."""
+
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
@@ -41,7 +44,16 @@ def choose_device(name: DeviceName, local_rank: int = 0) -> torch.device:
 
 
 def set_threads(threads: int | None) -> None:
-    """Sets the number of CPU threads; PyTorch's own choice where None."""
+    """Sets the number of CPU threads; PyTorch's own choice where None.
+
+    Raises:
+        InputError: no machine has as many cores, and memory would not hold a pass a thread.
+    """
+    if threads is not None and threads > MOST_THREADS:
+        raise InputError(
+            f"threads {threads}: {MOST_THREADS} is the most; give as many as this machine has cores (--threads, or "
+            "threads in the profile)"
+        )
     if threads is not None:
         torch.set_num_threads(threads)
 

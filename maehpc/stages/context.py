@@ -66,13 +66,23 @@ def read_json(path: Path) -> Any:
 
     Raises:
         InputError: the file is not JSON.
+        RunError: it may not be read.
     """
     try:
-        return json.loads(path.read_bytes())
+        with files.reading(path):
+            return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); restore it, or delete {path.parent}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); restore it, or delete {path.parent}") from error
+
+
+def vouched_files(record: Any) -> dict[str, str] | None:
+    """SHA-256 of each file that a stage's done.json vouches for, by name; None where it is no such record."""
+    found = record.get("files") if isinstance(record, dict) else None
+    if not isinstance(found, dict) or not found or not all(isinstance(digest, str) for digest in found.values()):
+        return None
+    return found
 
 
 @dataclass(frozen=True)
@@ -85,13 +95,15 @@ class StageFolder:
     def result(self) -> dict[str, Any] | None:
         """The record of the finished stage if it stands whole: same inputs, every file with its digest."""
         record = read_json(self.path / "done.json")
-        if not isinstance(record, dict) or record.get("digest") != self.digest:
+        vouched = vouched_files(record)
+        if vouched is None or record.get("digest") != self.digest:
             return None
-        for name, expected in record.get("files", {}).items():
+        for name, expected in vouched.items():
             path = self.path / name
             if not path.is_file() or files.sha256_file(path) != expected:
                 return None
-        return record
+        whole: dict[str, Any] = record
+        return whole
 
     def finish(self, owner: Owner, outputs: list[str], facts: Mapping[str, Any]) -> dict[str, Any]:
         """Records that the stage is done; `outputs` are names of its files."""

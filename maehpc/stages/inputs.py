@@ -11,7 +11,7 @@ from maehpc import files, keys
 from maehpc.data import CropFlip, Pack, Preprocess, SplitName, open_split, prepare, subset
 from maehpc.errors import InputError
 from maehpc.recipes import DataSettings, FinetuneSettings, ProbeSettings
-from maehpc.stages.context import Context, read_json
+from maehpc.stages.context import Context, read_json, vouched_files
 from maehpc.training.batches import Batches
 from maehpc.training.finetune import LabelledImages
 
@@ -67,16 +67,16 @@ def stage_output(context: Context, stage: str, dataset: str, name: str) -> tuple
         InputError: that stage is not done for the data set.
     """
     folder = context.experiment.stage(stage, dataset)
-    done = read_json(folder / "done.json")
+    vouched = vouched_files(read_json(folder / "done.json")) or {}
     path = folder / name
-    if not isinstance(done, dict) or name not in done.get("files", {}):
+    if name not in vouched:
         raise InputError(
             f"{folder} holds no finished {stage}; run `maehpc run {stage} --name {context.experiment.root.name}` first"
             + (" (or set encoder.weights to scratch, timm or a file)" if stage == "pretrain" else "")
         )
-    if not path.is_file() or files.sha256_file(path) != done["files"][name]:
+    if not path.is_file() or files.sha256_file(path) != vouched[name]:
         raise InputError(f"{path} does not match the digest in done.json; run `maehpc run {stage}` again")
-    return path, done["files"][name]
+    return path, vouched[name]
 
 
 def labelled_splits(

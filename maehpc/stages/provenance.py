@@ -14,7 +14,7 @@ import torch
 
 import maehpc
 from maehpc import files
-from maehpc.devices import machine
+from maehpc.devices import MOST_THREADS, machine
 from maehpc.errors import InputError
 from maehpc.shipped import SNAPSHOT_MANIFEST
 
@@ -81,22 +81,27 @@ def recorded_runs(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         InputError: the file is damaged.
+        RunError: it may not be read.
     """
     try:
-        runs = json.loads(path.read_bytes())["runs"]
+        with files.reading(path):
+            record = json.loads(path.read_bytes())
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error!r}); restore it, or move it away") from error
-    assert isinstance(runs, list)
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); restore it, or move it away") from error
+    runs = record.get("runs") if isinstance(record, dict) else None
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+        raise InputError(f"{path}: runs is no list of records; restore the file, or move it away")
     return runs
 
 
 def recorded_threads(path: Path) -> int | None:
     """CPU threads of the experiment's first run: rounding depends on them, so later runs use as many."""
     runs = recorded_runs(path)
-    threads = runs[0].get("machine", {}).get("threads") if runs else None
-    return threads if isinstance(threads, int) and threads > 0 else None
+    about = runs[0].get("machine") if runs else None
+    threads = about.get("threads") if isinstance(about, dict) else None
+    return threads if type(threads) is int and 0 < threads <= MOST_THREADS else None
 
 
 def record(path: Path, facts: dict[str, Any]) -> None:

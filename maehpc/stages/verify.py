@@ -12,7 +12,7 @@ from maehpc.errors import InputError
 from maehpc.experiment import Experiment, find_experiments
 from maehpc.ownership import own
 from maehpc.recipes import read_recipe
-from maehpc.stages.context import read_json
+from maehpc.stages.context import read_json, vouched_files
 from maehpc.stages.provenance import recorded_runs
 from maehpc.training.checkpoints import DamagedError, list_checkpoints, read_checkpoint
 
@@ -102,10 +102,11 @@ def _training(folder: Path, findings: Findings) -> None:
     except InputError as error:
         findings.add("damaged", done, str(error))
         return
-    if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+    vouched = vouched_files(record)
+    if vouched is None:
         findings.add("damaged", done, f"{done} is no record of a stage; delete it and run the stage again")
         return
-    for name, expected in record["files"].items():
+    for name, expected in vouched.items():
         path = folder / name
         if not path.is_file():
             findings.add("missing", path, f"{path} is missing; run the stage again")
