@@ -117,25 +117,35 @@ def test_one_process_tells_what_the_ledger_holds(finished: Context, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_pool_tells_what_its_log_and_the_ledger_hold(finished: Context, tmp_path: Path) -> None:
+def test_a_pool_tells_what_its_log_and_the_ledger_hold(
+    finished: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     context = copy_of(finished, tmp_path)
-    scrapes: list[tuple[int, Samples, int]] = []
+    between: list[tuple[int, Samples, int]] = []
+    meanwhile: list[tuple[int, Samples, int]] = []
 
-    def watch(url: str, over: threading.Event) -> None:
-        """Scrapes again and again, and kills a worker that is at work."""
-        killed = False
+    def scrape() -> tuple[int, Samples, int]:
+        return recorded(context), scraped(url), recorded(context)
+
+    def watch(over: threading.Event) -> None:
         while not over.wait(0.05):
-            before, found, after = recorded(context), scraped(url), recorded(context)
-            scrapes.append((before, found, after))
-            if not killed and after >= 3:
-                for child in psutil.Process().children(recursive=True):
-                    if child.name().startswith("ray::Actor") and not killed:
-                        os.kill(child.pid, signal.SIGKILL)
-                        killed = True
+            meanwhile.append(scrape())
 
     with asked_for() as (metrics, url):
+        taken_in, killed = metrics.heard, []
+
+        def heard_of(event: Event) -> None:
+            """Scrapes after each shard, and kills a worker that is at work once three are done."""
+            taken_in(event)
+            between.append(scrape())
+            for child in psutil.Process().children(recursive=True) if len(between) > 3 and not killed else ():
+                if not killed and child.name() == "ray::Actor":  # and none that is still beginning
+                    os.kill(child.pid, signal.SIGKILL)
+                    killed.append(child.pid)
+
+        monkeypatch.setattr(metrics, "heard", heard_of)
         over = threading.Event()
-        thread = threading.Thread(target=watch, args=(url, over))
+        thread = threading.Thread(target=watch, args=(over,))
         thread.start()
         try:
             explain_pooled([replace(context, metrics=metrics)], local_fleet(torch.device("cpu"), 2))
@@ -156,10 +166,12 @@ def test_a_pool_tells_what_its_log_and_the_ledger_hold(finished: Context, tmp_pa
     assert found["maehpc_worker_deaths_total", ()] == found["maehpc_shards_failed_total", DIGITS] == 1
     assert found["maehpc_workers", ()] == heard("joined") - 1
     assert found["maehpc_workers_wanted", ()] == 2 and found["maehpc_shards_quarantined", DIGITS] == 0
-    done = [one.get(("maehpc_shards_done_total", DIGITS), 0.0) for _, one, _ in scrapes]
-    assert done == sorted(done) and len(set(done)) > 3
-    # A shard is recorded before the driver hears of it, and a worker holds two at most.
-    assert all(before - 4 <= value <= after for value, (before, _, after) in zip(done, scrapes, strict=True))
+    for scrapes in (between, meanwhile):
+        done = [one.get(("maehpc_shards_done_total", DIGITS), 0.0) for _, one, _ in scrapes]
+        assert done == sorted(done)
+        # A shard is recorded before the driver hears of it, and a worker holds two at most.
+        assert all(before - 4 <= value <= after for value, (before, _, after) in zip(done, scrapes, strict=True))
+    assert meanwhile and len({one.get(("maehpc_shards_done_total", DIGITS), 0.0) for _, one, _ in between}) == 16
 
 
 class Dice:
