@@ -1,4 +1,4 @@
-"""Where everything of an experiment lies. Paths alone: nothing is read or written here.
+"""Where everything of an experiment lies. Folders are listed here; no file is read or written.
 
 results/NAME/
   recipe.yaml  provenance.json
@@ -13,8 +13,16 @@ results/NAME/
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from maehpc import files
+from maehpc.places import is_remote
+
+RESULTS = ("pretrain", "finetune", "probe", "ledger", "maps")
+"""Folders of an experiment that hold results."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +69,18 @@ class Experiment:
         return self.root / "export"
 
     def mapped_datasets(self) -> list[str]:
-        """Names of the data sets that have a ledger, sorted."""
-        folder = self.root / "ledger"
-        return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        """Names of the data sets that have a ledger, sorted; see `datasets_of`."""
+        return self.datasets_of("ledger")
 
     def datasets_of(self, stage: str) -> list[str]:
-        """Names of the data sets that have a folder of `stage`, sorted."""
+        """Names of the data sets that have a folder of `stage`, sorted.
+
+        Raises:
+            RunError: that folder may not be read.
+        """
         folder = self.root / stage
-        return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        with files.reading(folder):
+            return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def experiment_of(maps: Path) -> Experiment:
@@ -83,3 +95,32 @@ def find_experiments(root: Path) -> list[Experiment]:
     return [
         Experiment(path.parent) for path in sorted(root.glob("*/recipe.yaml")) + sorted(root.glob("*/*/recipe.yaml"))
     ]
+
+
+def overlooked(root: Path) -> dict[Path, str]:
+    """What `find_experiments` passes over at or below `root`: folders that hold results and have lost their
+    recipe.yaml, and those that may not be looked into. Of a remote place nothing is known.
+
+    Returns:
+        By folder, sorted, a sentence on what is wrong with it.
+    """
+    if is_remote(root) or (root / "recipe.yaml").is_file():
+        return {}
+    closed = [path for path in root.iterdir() if path.is_dir() and _is_closed(path)]
+    found = {path: f"cannot read {path}: permission is denied; make it readable" for path in closed}
+    named = {experiment.root for experiment in find_experiments(root)}
+    for level in ("*", "*/*"):
+        for holder in {path.parent for folder in RESULTS for path in root.glob(f"{level}/{folder}") if path.is_dir()}:
+            if holder not in named and named.isdisjoint(holder.parents):
+                found[holder] = f"{holder} holds results but no recipe.yaml; restore it, or move the folder away"
+    return dict(sorted(found.items()))
+
+
+def _is_closed(folder: Path) -> bool:
+    """Whether a folder may not be listed, or what is in it not be reached."""
+    try:
+        with os.scandir(folder), suppress(FileNotFoundError):
+            (folder / "recipe.yaml").lstat()
+    except PermissionError:
+        return True
+    return False

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from maehpc.errors import InputError
-from maehpc.experiment import Experiment
+from maehpc.experiment import RESULTS, Experiment
 from maehpc.recipes.load import read_recipe
 from maehpc.recipes.settings import Recipe
-
-RESULTS = ("pretrain", "finetune", "probe", "ledger", "maps")
-"""Folders of an experiment that hold results."""
 
 
 def begun_recipe(experiment: Experiment) -> Recipe | None:

@@ -72,8 +72,10 @@ def parse_yaml(text: str, origin: str) -> Any:
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise InputError(f"recipe {path} cannot be read: {error.strerror or error}; make it readable") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"recipe {path} is not text in UTF-8 ({error}); write it anew") from error
     value = parse_yaml(text, f"recipe {path}")
     if value is None:
         return {}

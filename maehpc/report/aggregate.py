@@ -13,7 +13,7 @@ import pandas as pd
 
 from maehpc import __version__, files, keys
 from maehpc.errors import InputError, RunError
-from maehpc.experiment import Experiment, find_experiments
+from maehpc.experiment import Experiment, find_experiments, overlooked
 from maehpc.maps import MapStore
 from maehpc.ownership import turn
 from maehpc.progress import Progress, Silent
@@ -92,6 +92,8 @@ def aggregate(results: Path, out: Path | None = None, progress: Progress | None 
                 except UnwritableError as error:
                     raise RunError(str(error)) from error
                 bar.advance()
+        for folder, sentence in overlooked(results).items():
+            collected.lacks(folder.relative_to(results).as_posix(), sentence)
         remove_others(collected.gathered, collected.blocks)
         return _write(collected)
 
@@ -121,19 +123,18 @@ def _add_experiment(
     with collected.tolerating(name):
         recipe = read_recipe(experiment.recipe)
         collected.add_recipe(name, recipe)
-    datasets = {
-        *experiment.datasets_of("pretrain"),
-        *experiment.datasets_of("finetune"),
-        *experiment.datasets_of("probe"),
-        *experiment.mapped_datasets(),
-    }
+    begun: dict[str, list[str]] = {}
+    for folder in ("pretrain", "finetune", "probe", "ledger"):
+        with collected.tolerating(name):
+            begun[folder] = experiment.datasets_of(folder)
+    datasets = {dataset for found in begun.values() for dataset in found}
     for text in recipe.datasets if recipe else ():
         if _PLAIN_NAME.fullmatch(text) and text not in datasets:
             collected.lacks(f"{name}/{text}", "not begun")
     for dataset in sorted(datasets):
         identity = Identity(name, dataset)
         finetuned = _add_scores(collected, identity, experiment, "finetune")
-        if dataset in experiment.datasets_of("probe"):
+        if dataset in begun.get("probe", ()):
             _add_scores(collected, identity, experiment, "probe")
         _add_curves(collected, identity, experiment, recipe)
         _add_reconstructions(collected, identity, experiment, recipe)
@@ -210,7 +211,9 @@ def _read_maps(
     collected: Collected, identity: Identity, experiment: Experiment, progress: Progress
 ) -> Explained | None:
     ledger = experiment.ledger(identity.dataset)
-    if not ledger.is_dir():
+    with files.reading(ledger):
+        begun = ledger.is_dir()
+    if not begun:
         collected.lacks(identity.place, "not explained")
         return None
     store = MapStore.open(experiment.maps(identity.dataset), ledger)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from maehpc import files, maps
 from maehpc.data import Pack
-from maehpc.errors import InputError
-from maehpc.experiment import Experiment, find_experiments
+from maehpc.errors import InputError, MaehpcError
+from maehpc.experiment import Experiment, find_experiments, overlooked
 from maehpc.ownership import own
 from maehpc.recipes import read_recipe
 from maehpc.stages.context import read_json, vouched_files
@@ -35,6 +37,17 @@ class Findings:
         """Notes a problem."""
         self.problems.append({"kind": kind, "path": str(path), "sentence": sentence, "shard": shard})
 
+    @contextmanager
+    def tolerating(self, path: Path) -> Iterator[None]:
+        """Runs a block that reads `path`; where it may not be read, notes that and goes on after the block."""
+        try:
+            yield
+        except MaehpcError as error:
+            self.add("unreadable", path, str(error))
+        except OSError as error:
+            where = error.filename or path
+            self.add("unreadable", Path(where), f"cannot read {where}: {error.strerror}; make it readable")
+
 
 def verify_results(path: Path, repair: bool = False) -> Findings:
     """Checks every experiment at or below `path`, and the packs beside them.
@@ -47,19 +60,31 @@ def verify_results(path: Path, repair: bool = False) -> Findings:
         InputError: there is no experiment.
     """
     experiments = find_experiments(path) if path.is_dir() else []
-    if not experiments:
+    passed_over = overlooked(path) if path.is_dir() else {}
+    if not experiments and not passed_over:
         raise InputError(f"{path} holds no experiment (a folder with recipe.yaml); give the results folder")
     findings = Findings()
+    for folder, sentence in passed_over.items():
+        findings.add("overlooked", folder, sentence)
     for pack in sorted((path / "packs").glob("*.h5")):
         _pack(pack, findings)
     for experiment in experiments:
-        _records(experiment, findings)
-        for stage in ("pretrain", "finetune", "probe"):
-            for dataset in experiment.datasets_of(stage):
-                _training(experiment.stage(stage, dataset), findings)
-        for dataset in experiment.mapped_datasets():
-            _store(experiment, dataset, repair, findings)
+        _experiment(experiment, repair, findings)
     return findings
+
+
+def _experiment(experiment: Experiment, repair: bool, findings: Findings) -> None:
+    _records(experiment, findings)
+    for stage in ("pretrain", "finetune", "probe"):
+        with findings.tolerating(experiment.root / stage):
+            for dataset in experiment.datasets_of(stage):
+                with findings.tolerating(experiment.stage(stage, dataset)):
+                    _training(experiment.stage(stage, dataset), findings)
+    datasets: list[str] = []
+    with findings.tolerating(experiment.root / "ledger"):
+        datasets = experiment.mapped_datasets()
+    for dataset in datasets:
+        _store(experiment, dataset, repair, findings)
 
 
 def _pack(path: Path, findings: Findings) -> None:
@@ -77,12 +102,13 @@ def _records(experiment: Experiment, findings: Findings) -> None:
         findings.checked += 1
         try:
             read(path)
-        except InputError as error:
+        except MaehpcError as error:
             findings.add("damaged", path, str(error))
     for store in sorted((experiment.root / "maps").glob("*.zarr")):
-        if not (experiment.ledger(store.stem) / "store.json").is_file():
-            sentence = f"{store} has no ledger, so nothing vouches for it; move it away and run explain again"
-            findings.add("unrecorded", store, sentence)
+        with findings.tolerating(store):
+            if not (experiment.ledger(store.stem) / "store.json").is_file():
+                sentence = f"{store} has no ledger, so nothing vouches for it; move it away and run explain again"
+                findings.add("unrecorded", store, sentence)
 
 
 def _training(folder: Path, findings: Findings) -> None:
@@ -116,14 +142,15 @@ def _training(folder: Path, findings: Findings) -> None:
 
 def _store(experiment: Experiment, dataset: str, repair: bool, findings: Findings) -> None:
     ledger = experiment.ledger(dataset)
-    if not (ledger / "store.json").exists():
-        return
-    findings.checked += 1
-    try:
-        problems = maps.verify(experiment.maps(dataset), ledger)
-    except InputError as error:  # of one store, and all others are looked at
-        findings.add("foreign", ledger / "store.json", str(error))
-        return
+    problems: list[maps.Problem] = []
+    with findings.tolerating(ledger):
+        if not (ledger / "store.json").exists():
+            return
+        findings.checked += 1
+        try:
+            problems = maps.verify(experiment.maps(dataset), ledger)
+        except InputError as error:  # of one store, and all others are looked at
+            findings.add("foreign", ledger / "store.json", str(error))
     for problem in problems:
         findings.add(problem.kind, problem.path, problem.sentence, problem.shard)
     if repair and problems:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from permissions import closed
 from report_experiments import (
     METHODS,
     UNTRAINED,
@@ -345,6 +346,33 @@ def test_damaged_parts_are_told_and_the_rest_is_reported(results: Path) -> None:
     assert "Not in this report" in (results / "report" / "index.html").read_text()
     figures = {"curves-demo-digits", "panels-demo-digits", "sensitivity"}
     assert {path.stem for path in (results / "report").glob("*.png")} == figures
+
+
+@pytest.mark.parametrize(("folder", "reported"), [("ledger", 0), ("finetune", 3)])
+def test_what_may_not_be_read_is_told_by_its_name(explained: Path, folder: str, reported: int) -> None:
+    (explained / "demo" / "finetune").mkdir()
+    with closed(explained / "demo" / folder):
+        summary = aggregate(explained)
+    told = [sentence for sentence in summary.missing if "permission is denied" in sentence]
+    assert told and all(f"cannot read {explained / 'demo' / folder}" in sentence for sentence in told)
+    assert len(summary.rows) == reported
+
+
+def test_results_that_no_recipe_names_are_told(explained: Path) -> None:
+    for name in ("lost", "closed"):
+        shutil.copytree(explained / "demo", explained / name)
+    (explained / "lost" / "recipe.yaml").unlink()
+    (explained / "archive" / "deeper" / "ledger").mkdir(parents=True)
+    (explained / "demo" / "export" / "maps").mkdir(parents=True)  # of a data set of that name
+    with closed(explained / "closed"):
+        summary = aggregate(explained)
+    assert [sentence for sentence in summary.missing if not sentence.startswith("demo/")] == [
+        f"archive/deeper: {explained}/archive/deeper holds results but no recipe.yaml; restore it, or move the folder "
+        "away",
+        f"closed: cannot read {explained}/closed: permission is denied; make it readable",
+        f"lost: {explained}/lost holds results but no recipe.yaml; restore it, or move the folder away",
+    ]
+    assert set(summary.rows["experiment"]) == {"demo"}
 
 
 @pytest.mark.slow
