@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from maehpc.cli.options import json_option, set_verbosity, verbosity_options
+from maehpc.cli.paths import GivenPath
 
 
 @click.command("aggregate")
-@click.argument("results", type=click.Path(), default="results")
+@click.argument("results", type=GivenPath(), default="results")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=GivenPath(path_type=Path),
     help="Folder of the report.  [default: RESULTS/report; needed where RESULTS is remote]",
 )
 @json_option

@@ -16,6 +16,7 @@ from maehpc.cli.options import (
     set_verbosity,
     verbosity_options,
 )
+from maehpc.cli.paths import GivenPath
 
 FORMATS = ("npy", "png", "nifti")
 
@@ -26,11 +27,11 @@ def command() -> None:
 
 
 @command.command("export")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=GivenPath(path_type=Path))
 @click.option("--to", type=click.Choice(FORMATS), required=True, help="Arrays, pictures, or volumes (.nii.gz).")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=GivenPath(path_type=Path),
     help="Folder; a data set has one in it.  [default: the experiment's export]",
 )
 @click.option("--datasets", shell_complete=complete_mapped, help="Names, with commas between.  [default: all]")

@@ -10,10 +10,11 @@ from pathlib import Path
 import click
 
 from maehpc.cli.options import json_option
+from maehpc.cli.paths import GivenPath
 
 
 @click.command("verify")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=GivenPath(path_type=Path))
 @click.option("--repair", is_flag=True, help="Forget damaged shards, so that explain computes just those again.")
 @json_option
 def command(path: Path, repair: bool, as_json: bool) -> None:

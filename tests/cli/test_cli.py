@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from command_line import Run
+from report_experiments import Study, write_explanations
 from small_disks import small_disk
 from tiny import SETTINGS
 
@@ -291,6 +292,24 @@ def test_an_aggregate_without_experiments(run: Run, tmp_path: Path) -> None:
     assert run("aggregate", "empty").code == 2
     assert not list((tmp_path / "empty").iterdir())
     assert run("verify", "empty").code == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("aggregate", ""),
+        ("aggregate", "results", "--out", ""),
+        ("verify", ""),
+        ("maps", "export", "", "--to", "npy"),
+        ("maps", "export", "results/demo", "--to", "npy", "--out", ""),
+    ],
+)
+def test_an_empty_path_is_not_the_working_folder(run: Run, tmp_path: Path, words: tuple[str, ...]) -> None:
+    write_explanations(tmp_path / "results/demo", Study())
+    outcome = run(*words)
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert "the path is empty" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
 def test_data_commands(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
