@@ -245,14 +245,13 @@ class _Training:
         task.optimizer.step()
         done = step + 1
         self._pending.append((done, rate, {name: value.detach() for name, value in scalars.items()}))
-        bar.advance()
         asked = flag.wait()
         if asked == _FAILED:
             self._raise_failure()
         epoch_ends = done % task.steps_per_epoch == 0
         due = done % settings.checkpoint.every_steps == 0 or done == self._total
-        if epoch_ends or due or asked or len(self._pending) >= LOOK_EVERY:
-            bar.advance(0, loss=self._look())
+        looks = epoch_ends or due or asked or len(self._pending) >= LOOK_EVERY
+        bar.advance(1, **({"loss": self._look()} if looks else {}))
         if epoch_ends:
             self._write_speed(done)
             if not asked:

@@ -279,6 +279,15 @@ def test_maps_without_sensitivity_are_told(run: Run, tiny: str) -> None:
     assert "zero everywhere" not in run("run", "pipeline", "--recipe", tiny, "-q", "--name", "alive").out
 
 
+def test_the_last_line_of_training_is_told_once_with_the_last_loss(run: Run, tiny: str) -> None:
+    outcome = run("run", "pretrain", "--recipe", tiny)
+    assert outcome.code == 0, outcome.err
+    *_, last = map(json.loads, Path("results/tiny/pretrain/digits/metrics.jsonl").read_text().splitlines())
+    done = f"pretrain digits: {last['step']}/{last['step']}, "
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith(done)]
+    assert line.endswith(f"loss {last['loss']:.4f}")
+
+
 def test_a_nan_loss_names_the_step(run: Run, tiny: str) -> None:
     outcome = run("run", "pretrain", "--recipe", tiny, "--set", "optim.base_lr=1e30", "-q")
     assert outcome.code == 1
