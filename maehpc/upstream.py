@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -31,7 +32,8 @@ def _ctrl_c_waits() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-with _ctrl_c_waits():
+with _ctrl_c_waits(), warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Failed to setup default root", UserWarning)  # its cache; ours may be elsewhere
     import medmnist
     from medmnist.evaluator import getACC, getAUC
     from medmnist.info import INFO

@@ -33,3 +33,13 @@ def test_ctrl_c_waits_for_the_end_of_the_import_and_is_not_lost(tmp_path: Path) 
     )
     assert done.stdout == "imported\n"
     assert done.returncode != 0 and "KeyboardInterrupt" in done.stderr
+
+
+def test_a_home_that_cannot_be_written_is_no_news(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.write_text("a file")
+    code = "import maehpc.upstream"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "HOME": str(home)}, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
