@@ -8,6 +8,7 @@ there are nor on how a split is cut into shards.
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -158,6 +159,7 @@ class Explainer:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or rows == 1 or not self.shortens:
                     raise
+            gc.collect()  # the pass that failed: its graph holds itself by the rules' functions
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             self._rows = min(self._rows, max(1, rows // 2))
