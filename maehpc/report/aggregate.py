@@ -21,6 +21,7 @@ from maehpc.recipes import Recipe, read_recipe
 from maehpc.report import page, tables
 from maehpc.report.collected import Collected
 from maehpc.report.columns import Column, Floats, count, mapped
+from maehpc.report.earlier import remove_earlier
 from maehpc.report.explanations import Explained, choose, read_explained, read_panel
 from maehpc.report.figures.adversarial import Comparison, draw_comparisons
 from maehpc.report.figures.curves import draw_curves
@@ -351,12 +352,9 @@ def _write(collected: Collected) -> Summary:
     index = out / "index.html"
     html = page.render(collected.sections, collected.pictures, collected.missing, collected.recipes, __version__)
     files.write_text(index, html)
-    return Summary(
-        rows=sensitivity.data,
-        text=sensitivity.text,
-        files=[*collected.tables, *by_image, *collected.files, index],
-        missing=collected.missing,
-    )
+    written = [*collected.tables, *by_image, *collected.files, index]
+    remove_earlier(out, written)
+    return Summary(rows=sensitivity.data, text=sensitivity.text, files=written, missing=collected.missing)
 
 
 def _add_tables(collected: Collected, sensitivity: Table) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -32,6 +33,7 @@ from maehpc.maps import ArrayLayout, MapStore, StoreLayout
 from maehpc.ownership import own
 from maehpc.recipes import plugins
 from maehpc.report import Summary, aggregate
+from maehpc.report.earlier import WRITTEN, remove_earlier
 from maehpc.report.explanations import choose, read_explained, read_panel
 from maehpc.report.gathered import Reader
 
@@ -249,6 +251,32 @@ def test_written_twice_it_is_the_same(explained: Path) -> None:
     assert contents(explained / "report") == before
     assert first.missing == second.missing
     assert first.files == second.files
+
+
+def test_nothing_stays_of_experiments_that_are_gone(tmp_path: Path) -> None:
+    for name, study in (("demo", Study()), ("gone", Study(searches=("pgd",), metrics=("sparseness",)))):
+        write_explanations(tmp_path / "results" / name, study)
+    out = tmp_path / "out"
+    before = {path.name for path in aggregate(tmp_path / "results", out).files}
+    (out / "mine.txt").write_text("kept")
+    (out / "panels-mine.png").write_text("kept")
+    shutil.rmtree(tmp_path / "results" / "gone")
+    after = {path.name for path in aggregate(tmp_path / "results", out).files}
+    assert {"panels-gone-digits.png", "adversarial.csv", "metrics.csv", "image_metrics.parquet"} <= before - after
+    shown = {path.name for path in out.iterdir() if path.name[0] != "."}
+    assert shown == after | {"mine.txt", "panels-mine.png"}
+
+
+@pytest.mark.parametrize("record", ["", "[[[", "{}", '["../outside", "/etc/passwd", "", ".", "..", 3, "folder/file"]'])
+def test_a_damaged_list_of_files_deletes_nothing(tmp_path: Path, record: str) -> None:
+    (tmp_path / "outside").touch()
+    out = tmp_path / "out"
+    (out / "folder").mkdir(parents=True)
+    (out / "folder" / "file").touch()
+    (out / WRITTEN).write_text(record)
+    remove_earlier(out, [out / "index.html"])
+    assert (tmp_path / "outside").exists() and (out / "folder" / "file").exists()
+    assert json.loads((out / WRITTEN).read_bytes()) == ["index.html"]
 
 
 def test_one_experiment_is_reported_in_its_own_folder(explained: Path) -> None:
