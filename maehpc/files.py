@@ -35,8 +35,8 @@ _REASONS = {
     errno.EROFS: "the file system is read-only; choose a writable folder",
     errno.EACCES: "permission is denied; choose a folder you may write to",
     errno.EPERM: "permission is denied; choose a folder you may write to",
-    errno.ENOTDIR: "a file stands where a folder is needed; choose another folder",
-    errno.EEXIST: "a file stands where a folder is needed; choose another folder",
+    errno.ENOTDIR: "a file stands where a folder is needed; move it away, or choose another folder",
+    errno.EEXIST: "a file stands where a folder is needed; move it away, or choose another folder",
     errno.EISDIR: "a folder stands where a file is needed; move it away and run the same command again",
     errno.EIO: "the device reported an input/output error; check the disk and run the same command again",
 }
