@@ -139,6 +139,13 @@ class StoreLayout:
         maps = {name: array for name, array in self.arrays.items() if array.is_map}
         return maps if self.table is None else {**maps, SCORES: self.table}
 
+    @property
+    def fixed_files(self) -> set[str]:
+        """Paths of all files that are no shard's, relative to the store: metadata, and the values of coordinates."""
+        coordinates = [IMAGE] if self.table is None else [IMAGE, SCORE]
+        arrays = {f"{name}/zarr.json" for name in (*self.stored, *coordinates)}
+        return {"zarr.json", *arrays, *(f"{name}/c.0" for name in coordinates)}
+
     def shard_file(self, name: str, shard: int) -> str:
         """Path of the file with an array's part of a shard, relative to the store."""
         start, end = self._file_names[SCORES if name in self.columns else name]

@@ -65,6 +65,8 @@ class StoreRecord(_Record):
     def _true_to_itself(self) -> Self:
         if self.digest != store_digest(self.inputs, self.layout):
             raise ValueError("digest does not fit inputs and layout")
+        if self.files.keys() != self.layout.fixed_files:
+            raise ValueError("files are not those of the layout")
         return self
 
     def accepts(self, shard: int, record: ShardRecord) -> bool:

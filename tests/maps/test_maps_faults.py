@@ -226,6 +226,19 @@ def test_a_store_record_that_contradicts_itself_is_unreadable(whole: Path) -> No
         MapStore.open(whole / "maps", whole / "ledger")
 
 
+def test_a_store_record_that_leaves_out_a_file_is_unreadable(whole: Path, reference: dict[str, bytes]) -> None:
+    path = whole / "ledger/store.json"
+    good = path.read_bytes()
+    for name in json.loads(good)["files"]:
+        record = json.loads(good)
+        del record["files"][name]
+        path.write_text(json.dumps(record))
+        with pytest.raises(InputError, match="absent or unreadable; run explain"):
+            MapStore.open(whole / "maps", whole / "ledger")
+    assert maps_writer.explain(whole) == []
+    assert path.read_bytes() == good and maps_writer.contents(whole / "maps") == reference
+
+
 def test_the_whole_store_gone_is_named_and_mended(whole: Path, reference: dict[str, bytes]) -> None:
     shutil.rmtree(whole / "maps")
     assert {kind for kind, _, _ in told(whole)} == {"missing"}

@@ -63,6 +63,7 @@ def test_any_shard_has_the_bytes_that_zarr_writes(
 ) -> None:
     layout, shard, values = case
     made = fixed_files(layout, compression)
+    assert made.keys() == layout.fixed_files
     data = by_us(made, values)
     assert data == by_zarr(layout, made, shard, values)
     back = sharding(made["a/zarr.json"]).decode(data, len(values))

@@ -140,7 +140,8 @@ def checked_labels(array: NDArray[Any], where: str) -> Labels:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim not in (1, 2) or 0 in array.shape:
-        raise InputError(f"{where} has shape {array.shape}; give [N] or [N, 1] labels, or [N, K] for multi-label")
+        shapes = "[N] or [N, 1], or [N, K] for multi-label"
+        raise InputError(f"{where} has shape {array.shape}; give at least one label, as {shapes}")
     highest = 1 if array.ndim == 2 else MOST_CLASSES - 1
     low, high = int(array.min()), int(array.max())
     if low < 0 or high > highest:
