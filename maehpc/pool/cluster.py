@@ -85,12 +85,11 @@ def cluster(
         RunError: Ray did not come up.
     """
     adopt()  # what the host's own process leaves behind where it is killed
-    mark = uuid.uuid4().hex
+    port = None if dashboard is None else settled(dashboard)
+    head = Head(f"{address}:{free_port(address)}", uuid.uuid4().hex, token(), port)
     folder = short_folder()
     try:
-        path = str(write_token(folder))
-        port = None if dashboard is None else settled(dashboard)
-        head = Head(f"{address}:{free_port(address)}", mark, token(), port)
+        path, mark = str(write_token(folder)), head.mark
         process = start(HostSettings(mark, address, head.address, True, cpus, gpus, path, str(folder), name, port))
         try:
             announce(head)

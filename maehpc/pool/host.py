@@ -181,12 +181,12 @@ def short_folder() -> Path:
             if shutil.disk_usage(root).free < ROOM_BYTES:
                 continue
             folder = Path(tempfile.mkdtemp(prefix="mr", dir=root))
-            if len(os.fsencode(folder)) <= LONGEST_FOLDER:
+            if str(folder).isascii() and len(str(folder)) <= LONGEST_FOLDER:  # Ray takes no other characters
                 return folder
             folder.rmdir()
     raise RunError(
         f"Ray cannot start: neither TMPDIR nor /tmp nor /dev/shm can be written, has {ROOM_BYTES >> 20} MiB left and a "
-        f"path of at most {LONGEST_FOLDER} bytes; make room there, or set TMPDIR to such a folder"
+        f"path of at most {LONGEST_FOLDER} ASCII characters; make room there, or set TMPDIR to such a folder"
     )
 
 
