@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from maehpc.cli.paths import GivenPath
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -16,7 +18,7 @@ def results_option(function: Function) -> Function:
     """Where experiments lie."""
     return click.option(
         "--results",
-        type=click.Path(path_type=Path),
+        type=GivenPath(path_type=Path),
         default=Path("results"),
         show_default=True,
         help="Folder of experiments.",
@@ -27,7 +29,7 @@ def packs_option(function: Function) -> Function:
     """Where packed data sets lie."""
     return click.option(
         "--packs",
-        type=click.Path(path_type=Path),
+        type=GivenPath(path_type=Path),
         envvar="MAEHPC_PACKS",
         help="Folder of packed data sets.  [default: RESULTS/packs]",
     )(function)

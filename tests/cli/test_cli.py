@@ -311,6 +311,9 @@ def test_an_aggregate_without_experiments(run: Run, tmp_path: Path) -> None:
         ("verify", ""),
         ("maps", "export", "", "--to", "npy"),
         ("maps", "export", "results/demo", "--to", "npy", "--out", ""),
+        ("status", "--results", ""),
+        ("run", "explain", "--name", "demo", "--results", ""),
+        ("run", "explain", "--name", "demo", "--packs", ""),
     ],
 )
 def test_an_empty_path_is_not_the_working_folder(run: Run, tmp_path: Path, words: tuple[str, ...]) -> None:
