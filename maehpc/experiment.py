@@ -9,6 +9,7 @@ results/NAME/
   ledger/DATASET/     store.json, attempts/, one record a finished shard
   report/             tables and figures
   export/DATASET/     explanations in other formats
+  .pool/ .runs/       what a pool, and runs in terminals, tell while they are at work
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ class Experiment:
     def pool(self) -> Path:
         """Where a pool that is at work can be found."""
         return self.root / ".pool"
+
+    @property
+    def runs(self) -> Path:
+        """What runs in terminals tell of themselves while they last."""
+        return self.root / ".runs"
 
     def stage(self, stage: str, dataset: str) -> Path:
         """The folder of a training stage (`pretrain`, `finetune`) on one data set."""

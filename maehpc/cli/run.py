@@ -107,7 +107,9 @@ def _run(
     from maehpc.devices import choose_device, set_threads
     from maehpc.errors import InputError
     from maehpc.interruption import Stop
+    from maehpc.launch.foreground import Foreground
     from maehpc.launch.profile import load_profile
+    from maehpc.launch.pulse import Pulse, PulsingProgress
     from maehpc.launch.signals import take_signals
     from maehpc.pool.dashboard import check as check_dashboard
     from maehpc.report import aggregate
@@ -152,8 +154,11 @@ def _run(
             metrics = until_end.enter_context(serving(metrics_port, metrics_address or LOOPBACK, progress.say))
         if dashboard_port is not None:
             check_dashboard(dashboard_port)
+        work = Foreground([experiment for experiment, _ in settled], stage)
+        pulse = Pulse(work.tell)
+        pulsing = PulsingProgress(progress, pulse)
         contexts = [
-            Context(experiment, recipe, computing_device, packs, progress, stop=stop, metrics=metrics)
+            Context(experiment, recipe, computing_device, packs, pulsing, stop=stop, metrics=metrics)
             for experiment, recipe in settled
         ]
         for context in contexts:
@@ -161,6 +166,7 @@ def _run(
         fleet = local_fleet(computing_device, workers, pool_address, dashboard_port) if pooled else None
         for context in contexts:
             until_end.enter_context(begin(context, sys.argv[1:], names))
+        until_end.enter_context(work.visible(pulse))
         until_end.enter_context(out_of_memory_told())
         records = run_stages(contexts, names, fleet)
     if stage == "pipeline":

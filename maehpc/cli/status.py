@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,60 +56,74 @@ _STYLES = {
 @click.option("--watch", is_flag=True, help="Look again every 2 s until all have ended.")
 @json_option
 def command(jobs: tuple[str, ...], results: Path, everything: bool, watch: bool, as_json: bool) -> None:
-    """Show what jobs do: those below --results, or those named.
+    """Show what jobs do, and what `maehpc run` does in other terminals: those below --results, or those named.
 
     A job is named by EXPERIMENT (all of it), EXPERIMENT/NUMBER, EXPERIMENT/STAGE, its folder or the scheduler's id. A
     pool that explains several experiments is a job of each, and tells the data sets of the one that was named. Without
     a name, experiments that have ended are left out, except for failures that no later job has replaced.
 
     States: waiting, held, starting, running, suspended, stopping, continuing (requeued, before its next attempt), done,
-    failed, cancelled, and unknown where neither the scheduler nor the job's own records tell.
+    failed, cancelled, and unknown where neither the scheduler nor the job's own records tell. What runs in a terminal
+    is named EXPERIMENT/PROCESS-STAGE, and shown as long as it runs.
 
-    With --json an object is printed: "jobs" holds for each job its job, folder, experiment, also, stage, scheduler,
-    job_id, state, sentence, slurm_state, slurm_reason, nodes_asked, nodes, attempt, phase, dataset, parts, rates,
-    failures, done, total, unit, images_per_second, seconds_left, wall_seconds_left, loss, first_step_seconds, sequence
-    (null where not known); also holds further experiments that the same pool explains, parts done and total of each
-    data set where several are worked on at once, rates their images a second, failures how many times a shard of a data
-    set failed or ended its worker; "left_out" is the number of jobs not shown, "silence" says why Slurm could not be
-    asked.
+    With --json an object is printed: "jobs" holds for each job its job, folder, experiment, also, stage, scheduler
+    (slurm, local, debug, or run in a terminal), job_id, state, sentence, slurm_state, slurm_reason, nodes_asked, nodes,
+    attempt, phase, dataset, parts, rates, failures, done, total, unit, images_per_second, seconds_left,
+    wall_seconds_left, loss, first_step_seconds, sequence (null where not known); also holds further experiments that
+    the same pool explains, parts done and total of each data set where several are worked on at once, rates their
+    images a second, failures how many times a shard of a data set failed or ended its worker; "left_out" is the number
+    of jobs not shown, "silence" says why Slurm could not be asked.
     """
     from maehpc.launch.status import read
 
+    if not jobs and not results.is_dir():
+        raise InputError(f"--results {results}: there is no such folder")
     if watch and as_json:
         raise InputError("--watch and --json exclude each other; call `maehpc status --json` again and again")
-    find = _finder(jobs, results)
+    find = partial(_found, jobs, results)
     if watch:
         _watch(find, everything or bool(jobs))
         return
-    asked = find()
+    asked, runs = find()
     reading = read(list(asked))
-    rows = _chosen(reading, everything or bool(jobs))
+    rows = [*_chosen(reading, everything or bool(jobs)), *runs]
     if as_json:
-        told = {"jobs": [row.as_json() for row in rows], "left_out": len(reading.rows) - len(rows)}
+        told = {"jobs": [row.as_json() for row in rows], "left_out": len(reading.rows) + len(runs) - len(rows)}
         click.echo(json.dumps({**told, "silence": reading.silence}))
         return
     if reading.silence:
         click.echo(f"maehpc: {reading.silence}; states are as recorded, or unknown", err=True)
-    _print(rows, asked, len(reading.rows) - len(rows), results)
+    _print(rows, asked, len(reading.rows) + len(runs) - len(rows), results)
 
 
-def _finder(words: tuple[str, ...], results: Path) -> Callable[[], Asked]:
-    """How the jobs are looked up; again at every look, since new ones may appear."""
+def _found(words: tuple[str, ...], results: Path) -> tuple[Asked, list[Row]]:
+    """The jobs that are meant, and what runs in terminals; again at every look, since new ones may appear.
+
+    Raises:
+        InputError: there is neither of some word.
+    """
+    from maehpc import files
+    from maehpc.experiment import Experiment
+    from maehpc.launch.foreground import at_work, at_work_below
     from maehpc.launch.named import find, jobs_below
 
-    def look_up() -> Asked:
-        if not words:
-            return dict.fromkeys(jobs_below(results), ())
-        names: dict[JobFolder, list[str | None]] = {}
-        for word in words:
+    if not words:
+        return dict.fromkeys(jobs_below(results), ()), at_work_below(results)
+    names: dict[JobFolder, list[str | None]] = {}
+    experiments: dict[Experiment, None] = {}
+    for word in words:
+        here = [Experiment(path) for path in (results / word, files.user_path(word)) if at_work([Experiment(path)])]
+        experiments |= dict.fromkeys(here)
+        try:
             meant = find(word, results)
-            for job in meant.jobs:
-                names.setdefault(job, []).append(meant.experiment)
-        return {job: [one for one in found if one] if None not in found else () for job, found in names.items()}
-
-    if not words and not results.is_dir():
-        raise InputError(f"--results {results}: there is no such folder")
-    return look_up
+        except InputError:
+            if not here:
+                raise
+            continue
+        for job in meant.jobs:
+            names.setdefault(job, []).append(meant.experiment)
+    asked = {job: [one for one in found if one] if None not in found else () for job, found in names.items()}
+    return asked, at_work(experiments)
 
 
 def _chosen(reading: Reading, everything: bool) -> list[Row]:
@@ -217,7 +232,7 @@ def _marks(reading: Reading) -> list[tuple[Path, int, str]]:
     return [(row.job.path, row.attempt, row.state) for row in reading.rows]
 
 
-def _watch(find: Callable[[], Asked], everything: bool) -> None:
+def _watch(find: Callable[[], tuple[Asked, list[Row]]], everything: bool) -> None:
     """Shows the jobs again and again until none can change by itself."""
     from rich.console import Console, Group
     from rich.live import Live
@@ -235,7 +250,7 @@ def _watch(find: Callable[[], Asked], everything: bool) -> None:
 
     def look() -> RenderableType:
         nonlocal reading, shown, printed, age
-        asked = find()
+        asked, runs = find()
         jobs = list(asked)
         marks = None if reading is None else _marks(reading)
         fresh = reading is None or age + 1 >= ASK_EVERY
@@ -246,7 +261,7 @@ def _watch(find: Callable[[], Asked], everything: bool) -> None:
         # What is on the screen stays there when it ends.
         before = {row.job.path for row in shown}
         chosen = {row.job.path for row in _chosen(reading, everything)}
-        shown = [row for row in reading.rows if row.job.path in before | chosen]
+        shown = [*(row for row in reading.rows if row.job.path in before | chosen), *runs]
         told = _sentences(shown, still, asked)
         told += [f"{reading.silence}; states are as recorded, or unknown"] if reading.silence else []
         told += [] if shown else ["no job goes on"]

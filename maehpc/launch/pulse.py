@@ -1,4 +1,4 @@
-"""Signs of life of an attempt: its heartbeat on the disk, and the watch for what must end it."""
+"""Signs of life of work: its heartbeat on the disk, and the watch for what must end it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from maehpc.errors import RunError
-from maehpc.launch.record import Heartbeat, JobFolder
-from maehpc.progress import Bar, LineProgress
+from maehpc.launch.record import Heartbeat
+from maehpc.progress import Bar, Progress
 
 BEAT_S = 1.0
 """Seconds between two heartbeats."""
@@ -35,16 +35,14 @@ class _Rate:
 
 
 class Pulse:
-    """What is known of an attempt's progress; a thread puts it on the disk.
+    """What is known of how far work is; a thread puts it on the disk.
 
     Args:
-        job: whose heartbeat it is.
-        attempt: number of the attempt.
+        keep: puts a heartbeat on the disk.
     """
 
-    def __init__(self, job: JobFolder, attempt: int) -> None:
-        self._job = job
-        self._attempt = attempt
+    def __init__(self, keep: Callable[[Heartbeat], object]) -> None:
+        self._keep = keep
         self._lock = threading.Lock()
         self._beat = Heartbeat(sequence=0, phase="starting")
         self._started = time.monotonic()
@@ -128,7 +126,7 @@ class Pulse:
         with self._lock:
             beat = self._beat
         with suppress(RunError):
-            self._job.beat(self._attempt, beat)
+            self._keep(beat)
 
 
 @contextmanager
@@ -149,40 +147,38 @@ def watched(interval_s: float, look: Callable[[], object]) -> Iterator[None]:
         thread.join()
 
 
-class _JobBar:
-    def __init__(self, line: Bar, pulse: Pulse, dataset: str) -> None:
-        self._line = line
+class _PulsingBar:
+    def __init__(self, shown: Bar, pulse: Pulse, dataset: str) -> None:
+        self._shown = shown
         self._pulse = pulse
         self._dataset = dataset
 
     def advance(self, count: int = 1, **values: float) -> None:
-        self._line.advance(count, **values)
+        self._shown.advance(count, **values)
         failures = values.get("failures")
         self._pulse.advance(count, values.get("loss"), self._dataset, None if failures is None else int(failures))
 
 
-class JobProgress(LineProgress):
-    """Lines in the rank's log, and the heartbeat.
+class PulsingProgress:
+    """What is shown here, and the heartbeat.
 
     Args:
-        pulse: of the attempt.
-        quiet: only warn; what all ranks would say alike, rank 0 says.
+        shown: where a person sees it.
+        pulse: of the work.
     """
 
-    def __init__(self, pulse: Pulse, quiet: bool = False) -> None:
-        super().__init__(quiet)
+    def __init__(self, shown: Progress, pulse: Pulse) -> None:
+        self._shown = shown
         self._pulse = pulse
-
-    def bar(self, description: str, total: int, done: int = 0, images: int = 1) -> AbstractContextManager[Bar]:
-        """A bar told in lines and heartbeats; its description is the stage and the data set."""
-        return self._bar(description, total, done, images)
+        self.say, self.warn = shown.say, shown.warn
 
     @contextmanager
-    def _bar(self, description: str, total: int, done: int, images: int) -> Iterator[Bar]:
+    def bar(self, description: str, total: int, done: int = 0, images: int = 1) -> Iterator[Bar]:
+        """A bar told in heartbeats, too; its description is the stage and the data set."""
         stage, _, dataset = description.partition(" ")
         self._pulse.begin(stage, dataset, total, done, "image" if stage == "explain" else "step", images)
         try:
-            with super().bar(description, total, done, images) as line:
-                yield _JobBar(line, self._pulse, dataset)
+            with self._shown.bar(description, total, done, images) as shown:
+                yield _PulsingBar(shown, self._pulse, dataset)
         finally:
             self._pulse.end(dataset)

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 from maehpc.errors import InputError, Interrupted, LostRanksError, MaehpcError, RunError
 from maehpc.interruption import Stop
 from maehpc.launch.profile import DebugProfile, Profile, SlurmProfile, parse_profile
-from maehpc.launch.pulse import BEAT_S, JobProgress, Pulse, watched
+from maehpc.launch.pulse import BEAT_S, Pulse, PulsingProgress, watched
 from maehpc.launch.record import Attempt, JobFolder, JobRecord, Outcome
 from maehpc.launch.seat import Seat, find_seat, own_folder
 from maehpc.launch.signals import take_signals
+from maehpc.progress import LineProgress
 
 if TYPE_CHECKING:
     from maehpc.stages.context import Context
@@ -116,7 +117,8 @@ def _context(
     set_threads(_threads(profile, seat, recorded_threads(experiment.provenance)))
     device = choose_device(profile.device, seat.local_rank)
     world = ALONE if record.workers_per_node else World(seat.rank, seat.size, seat.local_rank)
-    progress = JobProgress(pulse, quiet=seat.rank > 0)
+    # What all ranks would say alike, rank 0 says.
+    progress = PulsingProgress(LineProgress(quiet=seat.rank > 0), pulse)
     if device.type == "cpu" and isinstance(profile, SlurmProfile) and profile.gpus_per_node and seat.rank == 0:
         progress.warn(f"gpus_per_node is {profile.gpus_per_node}, and PyTorch sees no GPU: computing on the CPU")
     interface = profile.interface if isinstance(profile, SlurmProfile) else None
@@ -194,7 +196,7 @@ def _run(job: JobFolder, seat: Seat, stop: Stop, absent: set[str]) -> int:
     seconds_left = _unknown
     attempt = begin(job, seat)
     leader = seat.rank == 0
-    pulse = Pulse(job, attempt)
+    pulse = Pulse(partial(job.beat, attempt))
 
     def ended(outcome: Outcome) -> None:
         if record.workers_per_node and not leader:

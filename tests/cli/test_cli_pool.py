@@ -71,6 +71,10 @@ def test_a_wish_to_stop_and_a_kill_of_the_driver(place: Path, finished: Path) ->
             with suppress(psutil.Error):
                 if named("ray::Actor")(worker):
                     worker.suspend()  # so that the run is still there when the other has been refused
+        (row,) = json.loads(command(place, "status", "--json").stdout)["jobs"]
+        assert row["job"] == f"tiny/{process.pid}-explain" and (row["scheduler"], row["state"]) == ("run", "running")
+        assert (row["dataset"], row["total"], row["unit"]) == ("digits", 240, "image") and row["done"] >= 12
+        assert "digits" in command(place, "status", "tiny").stdout
         refused = command(place, *ALONE)
         assert refused.returncode == 2 and "is being written by" in refused.stderr, refused.stderr
         process.kill()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 from launch_jobs import new_job
 
-from maehpc.launch.pulse import JobProgress, Pulse
+from maehpc.launch.pulse import Pulse, PulsingProgress
 from maehpc.launch.record import Heartbeat, JobFolder
 from maehpc.launch.states import State
 from maehpc.launch.status import Row
 from maehpc.launch.words import parts
+from maehpc.progress import LineProgress
 
 
 def told(job: JobFolder, pulse: Pulse) -> Heartbeat:
@@ -23,8 +25,8 @@ def told(job: JobFolder, pulse: Pulse) -> Heartbeat:
 
 def test_several_data_sets_at_once(tmp_path: Path) -> None:
     job = new_job(tmp_path, "study", "explain")
-    pulse = Pulse(job, 1)
-    progress = JobProgress(pulse, quiet=True)
+    pulse = Pulse(partial(job.beat, 1))
+    progress = PulsingProgress(LineProgress(quiet=True), pulse)
     with progress.bar("explain digits", 10, 4) as digits, progress.bar("explain retina", 20) as retina:
         retina.advance(3)
         digits.advance(1)
@@ -38,8 +40,8 @@ def test_several_data_sets_at_once(tmp_path: Path) -> None:
 
 def test_one_after_the_other(tmp_path: Path) -> None:
     job = new_job(tmp_path, "study", "pretrain")
-    pulse = Pulse(job, 1)
-    progress = JobProgress(pulse, quiet=True)
+    pulse = Pulse(partial(job.beat, 1))
+    progress = PulsingProgress(LineProgress(quiet=True), pulse)
     for dataset in ("digits", "retina"):
         with progress.bar(f"pretrain {dataset}", 10, images=32) as bar:
             bar.advance(2, loss=0.5)
@@ -51,8 +53,8 @@ def test_rates_and_failures_of_each_data_set(tmp_path: Path, monkeypatch: pytest
     now = 100.0
     monkeypatch.setattr("maehpc.launch.pulse.time.monotonic", lambda: now)
     job = new_job(tmp_path, "study", "explain")
-    pulse = Pulse(job, 1)
-    progress = JobProgress(pulse, quiet=True)
+    pulse = Pulse(partial(job.beat, 1))
+    progress = PulsingProgress(LineProgress(quiet=True), pulse)
     with progress.bar("explain digits", 100) as digits, progress.bar("explain retina", 200) as retina:
         now += 1
         retina.advance(0, failures=1)
