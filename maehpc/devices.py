@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from maehpc.errors import InputError
+from maehpc.memory import keep_freed
 
 MOST_THREADS = 1024
 """CPU threads of a process. Each computes a pass of its own, and memory has to hold them all."""
@@ -73,7 +74,7 @@ def settle(device: torch.device) -> None:
     """Settles for this process how it computes on a device: full-precision products, deterministic kernels, and memory
     that is kept for the next batch on a CPU."""
     if device.type == "cpu":
-        _keep_freed_memory()
+        keep_freed()
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
         # Strictly: attention's backward stays nondeterministic where it may merely warn.
@@ -82,27 +83,6 @@ def settle(device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
-
-
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_ARENA_MAX = -3, -1, -8
-"""glibc's malloc.h."""
-
-
-def _keep_freed_memory() -> None:
-    """Has glibc keep what is freed, in one arena for all threads, instead of giving it back to the kernel.
-
-    Each batch frees and takes the same blocks again. Taken anew from the kernel they have to be cleared page by page: a
-    tenth of the time that an explanation took. Other C libraries have no such switch and are left alone.
-    """
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return
-    if not mallopt(_M_MMAP_THRESHOLD, 1 << 30):
-        mallopt(_M_MMAP_THRESHOLD, 1 << 25)  # the most that glibc before 2.35 takes
-    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-    mallopt(_M_ARENA_MAX, 1)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -30,6 +30,7 @@ from maehpc.explain.metrics import Given, Metric, make_metrics
 from maehpc.explain.noise import NoiseKey, uniform
 from maehpc.explain.precision import in_precision
 from maehpc.explain.sensitivity import perturbed, relative_change
+from maehpc.memory import give_back_where_short
 from maehpc.models import Classifier
 from maehpc.recipes import ExplainSettings, MapSettings
 
@@ -155,7 +156,7 @@ class Explainer:
         while True:
             rows = self._rows
             try:
-                return joined([self._explained(*part, rows) for part in cut(pixels, indices, targets, rows)])
+                return joined([self._in_one(*part, rows) for part in cut(pixels, indices, targets, rows)])
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or rows == 1 or not self.shortens:
                     raise
@@ -164,6 +165,14 @@ class Explainer:
                 torch.cuda.empty_cache()
             self._rows = min(self._rows, max(1, rows // 2))
             self._warnings.append(f"out of memory with {rows} rows a pass: going on with {self._rows}")
+
+    def _in_one(self, pixels: Tensor, indices: Tensor, targets: Tensor | None, rows: int) -> Explanation:
+        """As many images as fit into a pass; where memory is short, what it took is not kept for the next one."""
+        try:
+            return self._explained(pixels, indices, targets, rows)
+        finally:
+            if self._device.type == "cpu":
+                give_back_where_short()
 
     def _explained(self, pixels: Tensor, indices: Tensor, targets: Tensor | None, rows: int) -> Explanation:
         """Images of which as many fit into a pass as there are, with the perturbations that fit beside them."""
