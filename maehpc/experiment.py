@@ -14,16 +14,10 @@ results/NAME/
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from maehpc import files
-from maehpc.places import is_remote
-
-RESULTS = ("pretrain", "finetune", "probe", "ledger", "maps")
-"""Folders of an experiment that hold results."""
 
 
 @dataclass(frozen=True)
@@ -101,32 +95,3 @@ def find_experiments(root: Path) -> list[Experiment]:
     return [
         Experiment(path.parent) for path in sorted(root.glob("*/recipe.yaml")) + sorted(root.glob("*/*/recipe.yaml"))
     ]
-
-
-def overlooked(root: Path) -> dict[Path, str]:
-    """What `find_experiments` passes over at or below `root`: folders that hold results and have lost their
-    recipe.yaml, and those that may not be looked into. Of a remote place nothing is known.
-
-    Returns:
-        By folder, sorted, a sentence on what is wrong with it.
-    """
-    if is_remote(root) or (root / "recipe.yaml").is_file():
-        return {}
-    closed = [path for path in root.iterdir() if path.is_dir() and _is_closed(path)]
-    found = {path: f"cannot read {path}: permission is denied; make it readable" for path in closed}
-    named = {experiment.root for experiment in find_experiments(root)}
-    for level in ("*", "*/*"):
-        for holder in {path.parent for folder in RESULTS for path in root.glob(f"{level}/{folder}") if path.is_dir()}:
-            if holder not in named and named.isdisjoint(holder.parents):
-                found[holder] = f"{holder} holds results but no recipe.yaml; restore it, or move the folder away"
-    return dict(sorted(found.items()))
-
-
-def _is_closed(folder: Path) -> bool:
-    """Whether a folder may not be listed, or what is in it not be reached."""
-    try:
-        with os.scandir(folder), suppress(FileNotFoundError):
-            (folder / "recipe.yaml").lstat()
-    except PermissionError:
-        return True
-    return False

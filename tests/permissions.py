@@ -30,10 +30,10 @@ def closed(path: Path) -> Iterator[None]:
     if libc.capget(ctypes.byref(header), sets):
         pytest.skip(f"capabilities cannot be asked for here: {os.strerror(ctypes.get_errno())}")
     before, mode = sets[0].effective, path.stat().st_mode
-    path.chmod(0)
-    sets[0].effective = before & ~_PASSES_OVER
-    assert not libc.capset(ctypes.byref(header), sets)
     try:
+        path.chmod(0)
+        sets[0].effective = before & ~_PASSES_OVER
+        assert not libc.capset(ctypes.byref(header), sets)
         yield
     finally:
         sets[0].effective = before

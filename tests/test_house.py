@@ -11,7 +11,7 @@ import maehpc
 
 PACKAGE = Path(maehpc.__file__).parent
 FOUNDATION = {
-    *("errors", "files", "keys", "ownership", "interruption", "experiment"),
+    *("errors", "files", "keys", "ownership", "interruption", "experiment", "overlooked", "memory"),
     *("shipped", "progress", "devices", "addresses", "places", "catalogue", "upstream"),
 }
 MAY_IMPORT = {

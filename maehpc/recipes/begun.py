@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from maehpc.errors import InputError
-from maehpc.experiment import RESULTS, Experiment
+from maehpc.experiment import Experiment
 from maehpc.recipes.load import read_recipe
 from maehpc.recipes.settings import Recipe
+
+_RESULTS = ("pretrain", "finetune", "probe", "ledger", "maps")
+"""Folders of an experiment that hold results."""
 
 
 def begun_recipe(experiment: Experiment) -> Recipe | None:
@@ -16,7 +19,7 @@ def begun_recipe(experiment: Experiment) -> Recipe | None:
     """
     if experiment.recipe.is_file():
         return read_recipe(experiment.recipe)
-    for folder in RESULTS:
+    for folder in _RESULTS:
         if (experiment.root / folder).is_dir():
             raise InputError(f"{experiment.root} holds results but no recipe.yaml; restore it, or give another --name")
     return None

@@ -13,15 +13,16 @@ import pandas as pd
 
 from maehpc import __version__, files, keys
 from maehpc.errors import InputError, RunError
-from maehpc.experiment import Experiment, find_experiments, overlooked
+from maehpc.experiment import Experiment, find_experiments
 from maehpc.maps import MapStore
+from maehpc.overlooked import overlooked
 from maehpc.ownership import turn
 from maehpc.progress import Progress, Silent
 from maehpc.recipes import Recipe, read_recipe
 from maehpc.report import page, tables
 from maehpc.report.collected import Collected
 from maehpc.report.columns import Column, Floats, count, mapped
-from maehpc.report.earlier import remove_earlier
+from maehpc.report.earlier import settle_earlier
 from maehpc.report.explanations import Explained, choose, read_explained, read_panel
 from maehpc.report.figures.adversarial import Comparison, draw_comparisons
 from maehpc.report.figures.curves import draw_curves
@@ -95,7 +96,9 @@ def aggregate(results: Path, out: Path | None = None, progress: Progress | None 
                 bar.advance()
         for folder, sentence in overlooked(results).items():
             collected.lacks(folder.relative_to(results).as_posix(), sentence)
-        remove_others(collected.gathered, collected.blocks)
+            collected.unread = True
+        if not collected.unread:
+            remove_others(collected.gathered, collected.blocks)
         return _write(collected)
 
 
@@ -353,7 +356,7 @@ def _write(collected: Collected) -> Summary:
     html = page.render(collected.sections, collected.pictures, collected.missing, collected.recipes, __version__)
     files.write_text(index, html)
     written = [*collected.tables, *by_image, *collected.files, index]
-    remove_earlier(out, written)
+    settle_earlier(out, written, keep=collected.unread)
     return Summary(rows=sensitivity.data, text=sensitivity.text, files=written, missing=collected.missing)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maehpc import files
-from maehpc.errors import MaehpcError
+from maehpc.errors import MaehpcError, RunError
 from maehpc.recipes import Recipe, recipe_yaml
 from maehpc.report.figures.adversarial import Comparison
 from maehpc.report.figures.distributions import Distribution
@@ -35,6 +35,8 @@ class Collected:
         self.blocks: list[Path] = []
         self.files: list[Path] = []
         self.missing: list[str] = []
+        self.unread = False
+        """Whether something that may be read another time was not: then what is not in the report is not gone."""
         self.sensitivity: list[Mapping[str, Any]] = []
         self.adversarial: list[Mapping[str, Any]] = []
         self.metrics: list[Mapping[str, Any]] = []
@@ -60,6 +62,7 @@ class Collected:
             yield
         except MaehpcError as error:
             self.lacks(place, str(error))
+            self.unread |= isinstance(error, RunError)
 
     def add_recipe(self, experiment: str, recipe: Recipe) -> None:
         """Adds an experiment's recipe and its digest."""

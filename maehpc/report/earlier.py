@@ -4,6 +4,7 @@ experiments that are no more would be taken for one of those that are."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -14,27 +15,34 @@ WRITTEN = ".written.json"
 """In the report's folder: names of its files. What others put there is on no such list, and stays."""
 
 
-def remove_earlier(out: Path, written: Collection[Path]) -> None:
-    """Deletes what the last report in `out` wrote and this one did not.
+def settle_earlier(out: Path, written: Collection[Path], keep: bool = False) -> None:
+    """Deletes what earlier reports in `out` wrote and this one did not.
 
     Args:
         out: folder of the report.
         written: every file of this report, directly in `out`.
+        keep: delete nothing now; a later report will, unless it writes it.
 
     Raises:
         RunError: one cannot be deleted, or the folder not be written.
     """
-    names = sorted(path.name for path in written)
-    for name in _names(out / WRITTEN) - set(names):
-        with files.writing(out / name):
-            (out / name).unlink(missing_ok=True)
-    files.write_json(out / WRITTEN, names)
+    names = {path.name for path in written}
+    earlier = _listed(out) - names
+    if keep:
+        names |= earlier
+    else:
+        for name in earlier:
+            with files.writing(out / name):
+                (out / name).unlink(missing_ok=True)
+    files.write_json(out / WRITTEN, sorted(names))
 
 
-def _names(path: Path) -> set[str]:
-    """The names in a list; none where it is absent or damaged."""
+def _listed(out: Path) -> set[str]:
+    """The files that are on the list; none where it is absent or damaged. What is hidden is none of a report's."""
     found = None
-    with suppress(OSError, ValueError):
-        found = json.loads(path.read_bytes())
-    names = found if isinstance(found, list) else []
-    return {name for name in names if isinstance(name, str) and name and Path(name).name == name and name[0] != "."}
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads((out / WRITTEN).read_bytes())
+    listed = {name for name in found if isinstance(name, str)} if isinstance(found, list) else set()
+    with os.scandir(out) as entries:
+        there = {entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)}
+    return {name for name in listed & there if not name.startswith(".")}

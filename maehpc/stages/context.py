@@ -7,6 +7,7 @@ STAGE/DATASET/done.json    the record that the result stands: the digest of stag
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -77,12 +78,17 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not JSON ({error}); restore it, or delete {path.parent}") from error
 
 
+_PLAIN = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
+"""Names that stages give their files, none of which leaves the folder."""
+
+
 def vouched_files(record: Any) -> dict[str, str] | None:
     """SHA-256 of each file that a stage's done.json vouches for, by name; None where it is no such record."""
     found = record.get("files") if isinstance(record, dict) else None
-    if not isinstance(found, dict) or not found or not all(isinstance(digest, str) for digest in found.values()):
+    if not isinstance(found, dict) or not found:
         return None
-    return found
+    whole = all(_PLAIN.fullmatch(name) and isinstance(digest, str) for name, digest in found.items())
+    return found if whole else None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Any
 from maehpc import files, maps
 from maehpc.data import Pack
 from maehpc.errors import InputError, MaehpcError
-from maehpc.experiment import Experiment, find_experiments, overlooked
+from maehpc.experiment import Experiment, find_experiments
+from maehpc.overlooked import overlooked
 from maehpc.ownership import own
 from maehpc.recipes import read_recipe
 from maehpc.stages.context import read_json, vouched_files

@@ -33,7 +33,7 @@ from maehpc.maps import ArrayLayout, MapStore, StoreLayout
 from maehpc.ownership import own
 from maehpc.recipes import plugins
 from maehpc.report import Summary, aggregate
-from maehpc.report.earlier import WRITTEN, remove_earlier
+from maehpc.report.earlier import WRITTEN, settle_earlier
 from maehpc.report.explanations import choose, read_explained, read_panel
 from maehpc.report.gathered import Reader
 
@@ -267,14 +267,35 @@ def test_nothing_stays_of_experiments_that_are_gone(tmp_path: Path) -> None:
     assert shown == after | {"mine.txt", "panels-mine.png"}
 
 
-@pytest.mark.parametrize("record", ["", "[[[", "{}", '["../outside", "/etc/passwd", "", ".", "..", 3, "folder/file"]'])
+@pytest.mark.parametrize("place", ["gone", "gone/ledger", "gone/recipe.yaml"])
+def test_what_cannot_be_read_for_once_loses_nothing(tmp_path: Path, place: str) -> None:
+    for name in ("demo", "gone"):
+        write_explanations(tmp_path / "results" / name, Study())
+    out = tmp_path / "out"
+    aggregate(tmp_path / "results", out)
+    before = contents(out)
+    with closed(tmp_path / "results" / place):
+        assert "ermission" in " ".join(aggregate(tmp_path / "results", out).missing)
+    between = contents(out)
+    assert before.keys() <= between.keys() and any("gone/digits/block-" in str(name) for name in between)
+    aggregate(tmp_path / "results", out)
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *("", "[[[", "{}", "[" * 100_000, '["../outside", "/etc/passwd", "", ".", "..", 3, "folder/file", "folder"]'),
+        *('["a\\u0000b"]', '["\\ud800"]', f'["{"x" * 300}"]'),
+    ],
+)
 def test_a_damaged_list_of_files_deletes_nothing(tmp_path: Path, record: str) -> None:
     (tmp_path / "outside").touch()
     out = tmp_path / "out"
     (out / "folder").mkdir(parents=True)
     (out / "folder" / "file").touch()
     (out / WRITTEN).write_text(record)
-    remove_earlier(out, [out / "index.html"])
+    settle_earlier(out, [out / "index.html"])
     assert (tmp_path / "outside").exists() and (out / "folder" / "file").exists()
     assert json.loads((out / WRITTEN).read_bytes()) == ["index.html"]
 
@@ -390,7 +411,7 @@ def test_results_that_no_recipe_names_are_told(explained: Path) -> None:
     for name in ("lost", "closed"):
         shutil.copytree(explained / "demo", explained / name)
     (explained / "lost" / "recipe.yaml").unlink()
-    (explained / "archive" / "deeper" / "ledger").mkdir(parents=True)
+    files.write_text(explained / "archive" / "deeper" / "ledger" / "digits" / "store.json", "{}")
     (explained / "demo" / "export" / "maps").mkdir(parents=True)  # of a data set of that name
     with closed(explained / "closed"):
         summary = aggregate(explained)

@@ -47,7 +47,13 @@ def test_a_stages_record_vouches_for_files_or_for_nothing(record: Any) -> None:
         assert any("finetune/digits" in problem["path"] for problem in verify_results(Path(folder)).problems)
 
 
-@pytest.mark.parametrize("found", [None, 3, "text", [], {}, {"a.safetensors": 1}])
+@pytest.mark.parametrize(
+    "found",
+    [
+        *(None, 3, "text", [], {}, {"a.safetensors": 1}),
+        *({"a.safetensors": "", name: ""} for name in ("", "/", "/etc/passwd", "..", "../a", "b/c", "\0", "x" * 300)),
+    ],
+)
 def test_what_vouches_for_nothing(found: Any) -> None:
     assert vouched_files({"digest": "", "files": found}) is None
 
