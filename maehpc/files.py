@@ -215,6 +215,24 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def write_passing(path: Path, text: str) -> None:
+    """Replaces a file whose loss costs nothing, as a heartbeat's: whole, but not flushed to the disk.
+
+    Makes the folder that the file is in and none above, so that what was moved away meanwhile is not begun anew.
+
+    Raises:
+        RunError: the disk refused, or there is no folder for that folder.
+    """
+    partial = partial_name(path)
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        try:
+            partial.write_text(text)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """Gives temporary paths to write files at that belong together; publishes all when the block ends well.
@@ -260,8 +278,7 @@ def write_synced(partial: Path, parts: Iterable[bytes | memoryview]) -> tuple[st
     """
     digest, size = hashlib.sha256(), 0
     with writing(partial), partial.open("wb", buffering=0) as handle:
-        for piece in _pieces(parts):
-            length = sum(map(len, piece))
+        for piece, length in _pieces(parts):
             _write_parts(handle.fileno(), piece)
             os.posix_fadvise(handle.fileno(), size, length, os.POSIX_FADV_DONTNEED)  # begin; this waits for none
             for part in piece:
@@ -271,18 +288,18 @@ def write_synced(partial: Path, parts: Iterable[bytes | memoryview]) -> tuple[st
     return digest.hexdigest(), size
 
 
-def _pieces(parts: Iterable[bytes | memoryview]) -> Iterator[list[bytes | memoryview]]:
-    """Parts that one call of the system takes: few enough, and so long together that the call is worth it."""
+def _pieces(parts: Iterable[bytes | memoryview]) -> Iterator[tuple[list[bytes | memoryview], int]]:
+    """Parts that one call of the system takes, and their bytes: few, and so long that the call is worth it."""
     piece: list[bytes | memoryview] = []
     size = 0
     for part in parts:
         piece.append(part)
         size += len(part)
         if size >= _PIECE or len(piece) == _PARTS:
-            yield piece
+            yield piece, size
             piece, size = [], 0
     if piece:
-        yield piece
+        yield piece, size
 
 
 def _write_parts(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:

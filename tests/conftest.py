@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from mini_cluster import breakable_mini, mini, on_mini
 from pool_runs import nothing_left
+
+settings.register_profile("maehpc", deadline=None)  # nor is anything else here timed: a busy disk is no defect
+settings.load_profile("maehpc")
 
 __all__ = ["breakable_mini", "mini", "nothing_left", "on_mini"]
 

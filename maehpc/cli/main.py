@@ -16,7 +16,7 @@ from maehpc.errors import MaehpcError
 COMMANDS = {
     "run": ("maehpc.cli.run", "Run a stage here, in the foreground: pretrain, finetune, probe, explain or pipeline."),
     "submit": ("maehpc.cli.submit", "Submit a stage to a cluster, or to this machine in the background."),
-    "status": ("maehpc.cli.status", "What the jobs of a results folder do."),
+    "status": ("maehpc.cli.status", "What the jobs of a results folder, and runs in terminals, do."),
     "logs": ("maehpc.cli.logs", "Print or follow a job's logs."),
     "cancel": ("maehpc.cli.cancel", "End jobs."),
     "resume": ("maehpc.cli.resume", "Submit jobs again that failed or were cancelled."),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,16 +62,18 @@ def command(jobs: tuple[str, ...], results: Path, everything: bool, watch: bool,
     a name, experiments that have ended are left out, except for failures that no later job has replaced.
 
     States: waiting, held, starting, running, suspended, stopping, continuing (requeued, before its next attempt), done,
-    failed, cancelled, and unknown where neither the scheduler nor the job's own records tell. What runs in a terminal
-    is named EXPERIMENT/PROCESS-STAGE, and shown as long as it runs.
+    failed, cancelled, and unknown where neither the scheduler nor the job's own records tell.
 
-    With --json an object is printed: "jobs" holds for each job its job, folder, experiment, also, stage, scheduler
-    (slurm, local, debug, or run in a terminal), job_id, state, sentence, slurm_state, slurm_reason, nodes_asked, nodes,
-    attempt, phase, dataset, parts, rates, failures, done, total, unit, images_per_second, seconds_left,
-    wall_seconds_left, loss, first_step_seconds, sequence (null where not known); also holds further experiments that
-    the same pool explains, parts done and total of each data set where several are worked on at once, rates their
-    images a second, failures how many times a shard of a data set failed or ended its worker; "left_out" is the number
-    of jobs not shown, "silence" says why Slurm could not be asked.
+    A run in a terminal is shown as EXPERIMENT/PROCESS-STAGE as long as it lasts; EXPERIMENT, EXPERIMENT/STAGE and the
+    number of its process name it, too. Whether it still lasts, only its own host knows: on others it is unknown.
+
+    With --json an object is printed: "jobs" holds for each job its job, folder, experiment, also, stage, scheduler,
+    job_id, state, sentence, slurm_state, slurm_reason, nodes_asked, nodes, attempt, phase, dataset, parts, rates,
+    failures, done, total, unit, images_per_second, seconds_left, wall_seconds_left, loss, first_step_seconds, sequence
+    (null where not known); scheduler is slurm, local, debug, or run for one in a terminal, also holds further
+    experiments that the same pool explains, parts done and total of each data set where several are worked on at once,
+    rates their images a second, failures how many times a shard of a data set failed or ended its worker; "left_out" is
+    the number of jobs not shown, "silence" says why Slurm could not be asked.
     """
     from maehpc.launch.status import read
 
@@ -80,7 +81,7 @@ def command(jobs: tuple[str, ...], results: Path, everything: bool, watch: bool,
         raise InputError(f"--results {results}: there is no such folder")
     if watch and as_json:
         raise InputError("--watch and --json exclude each other; call `maehpc status --json` again and again")
-    find = partial(_found, jobs, results)
+    find = _Asking(jobs, results)
     if watch:
         _watch(find, everything or bool(jobs))
         return
@@ -96,34 +97,43 @@ def command(jobs: tuple[str, ...], results: Path, everything: bool, watch: bool,
     _print(rows, asked, len(reading.rows) + len(runs) - len(rows), results)
 
 
-def _found(words: tuple[str, ...], results: Path) -> tuple[Asked, list[Row]]:
-    """The jobs that are meant, and what runs in terminals; again at every look, since new ones may appear.
+class _Asking:
+    """The jobs that are meant, and what runs in terminals; looked up anew at every look, since new ones may appear.
 
-    Raises:
-        InputError: there is neither of some word.
+    Args:
+        words: of the command line; none: all that is below `results`.
+        results: folder of experiments.
     """
-    from maehpc import files
-    from maehpc.experiment import Experiment
-    from maehpc.launch.foreground import at_work, at_work_below
-    from maehpc.launch.named import find, jobs_below
 
-    if not words:
-        return dict.fromkeys(jobs_below(results), ()), at_work_below(results)
-    names: dict[JobFolder, list[str | None]] = {}
-    experiments: dict[Experiment, None] = {}
-    for word in words:
-        here = [Experiment(path) for path in (results / word, files.user_path(word)) if at_work([Experiment(path)])]
-        experiments |= dict.fromkeys(here)
-        try:
-            meant = find(word, results)
-        except InputError:
-            if not here:
-                raise
-            continue
-        for job in meant.jobs:
-            names.setdefault(job, []).append(meant.experiment)
-    asked = {job: [one for one in found if one] if None not in found else () for job, found in names.items()}
-    return asked, at_work(experiments)
+    def __init__(self, words: tuple[str, ...], results: Path) -> None:
+        self._words = words
+        self._results = results
+        self._seen: set[str] = set()
+
+    def __call__(self) -> tuple[Asked, list[Row]]:
+        """Looks.
+
+        Raises:
+            InputError: a word means neither, and never did.
+        """
+        from maehpc.launch.foreground import at_work_below, find_runs
+        from maehpc.launch.named import jobs_below, look_up, no_such
+
+        if not self._words:
+            return dict.fromkeys(jobs_below(self._results), ()), at_work_below(self._results)
+        names: dict[JobFolder, list[str | None]] = {}
+        runs: dict[tuple[str, ...], Row] = {}
+        for word in self._words:
+            meant, running = look_up(word, self._results), find_runs(word, self._results)
+            if not meant.jobs and not running and word not in self._seen:
+                raise no_such(word, self._results)
+            self._seen.add(word)
+            for job in meant.jobs:
+                names.setdefault(job, []).append(meant.experiment)
+            for row in running:
+                runs.setdefault((*row.nodes, str(row.job_id)), row)
+        asked = {job: [one for one in found if one] if None not in found else () for job, found in names.items()}
+        return asked, list(runs.values())
 
 
 def _chosen(reading: Reading, everything: bool) -> list[Row]:
@@ -232,7 +242,7 @@ def _marks(reading: Reading) -> list[tuple[Path, int, str]]:
     return [(row.job.path, row.attempt, row.state) for row in reading.rows]
 
 
-def _watch(find: Callable[[], tuple[Asked, list[Row]]], everything: bool) -> None:
+def _watch(find: _Asking, everything: bool) -> None:
     """Shows the jobs again and again until none can change by itself."""
     from rich.console import Console, Group
     from rich.live import Live

@@ -2,20 +2,20 @@
 
 results/NAME/.runs/PID-STAGE.json    there as long as that process is at work; replaced every second
 
-Nothing rests on these files: one that is lost or cannot be written costs nothing. What a killed process left is told of
-by nobody on its host, and removed by the next run.
+Nothing rests on these files: one that is lost, damaged or cannot be written costs nothing. What a killed process left
+is told of by nobody on its host, and removed by the next run there.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PositiveInt, ValidationError
 
 from maehpc import files
 from maehpc.errors import RunError
@@ -23,10 +23,7 @@ from maehpc.experiment import Experiment
 from maehpc.launch.pulse import BEAT_S, Pulse, watched
 from maehpc.launch.record import Heartbeat, JobFolder
 from maehpc.launch.states import State
-from maehpc.launch.status import Row
-
-SCHEDULER = "run"
-"""Stands in a row where a job has Slurm."""
+from maehpc.launch.status import IN_TERMINAL, Row
 
 
 class _Told(BaseModel):
@@ -35,13 +32,13 @@ class _Told(BaseModel):
     Attributes:
         host: that it runs on.
         pid: there.
-        born: when it began, which no other process of that number did.
+        born: when it began, as `_born` tells.
         heartbeat: how far it is.
     """
 
     host: str
-    pid: int
-    born: float
+    pid: PositiveInt
+    born: str
     heartbeat: Heartbeat
 
     @property
@@ -50,12 +47,20 @@ class _Told(BaseModel):
         return self.host == os.uname().nodename
 
     @property
-    def lives(self) -> bool:
-        """Whether it does, where this host knows."""
-        try:
-            return bool(psutil.Process(self.pid).create_time() == self.born)
-        except psutil.Error:
-            return False
+    def dead(self) -> bool:
+        """Whether this host knows that it is no more."""
+        return self.here and _born(self.pid) != self.born
+
+
+def _born(pid: int) -> str | None:
+    """The boot, and the clock ticks since then, at which a process began: no other of its number has the same, and no
+    change of the clock moves them. None where there is no such process."""
+    try:
+        facts = Path(f"/proc/{pid}/stat").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    return f"{boot} {facts.rpartition(')')[2].split()[19]}"  # the 22nd of proc(5); the name before may hold anything
 
 
 @dataclass(frozen=True)
@@ -77,12 +82,9 @@ class Foreground:
             RunError: the disk refused.
         """
         pid = os.getpid()
-        told = _Told(
-            host=os.uname().nodename, pid=pid, born=psutil.Process(pid).create_time(), heartbeat=heartbeat
-        ).model_dump_json()
+        told = _Told(host=os.uname().nodename, pid=pid, born=_born(pid) or "", heartbeat=heartbeat).model_dump_json()
         for path in self._paths:
-            with files.atomic_path(path, durable=False) as partial:
-                partial.write_text(told)
+            files.write_passing(path, told)
 
     @contextmanager
     def visible(self, pulse: Pulse) -> Iterator[None]:
@@ -92,10 +94,7 @@ class Foreground:
             pulse: of the work, kept by `tell`.
         """
         for experiment in self.experiments:
-            for path, told in _read(experiment):
-                if told is None or (told.here and not told.lives):
-                    with suppress(OSError):
-                        path.unlink()
+            _tidy(experiment)
         try:
             pulse.write()
             with watched(BEAT_S, pulse.write):
@@ -112,22 +111,20 @@ class Foreground:
 
 
 def at_work(experiments: Iterable[Experiment]) -> list[Row]:
-    """What runs in terminals work on, a row each; of hosts that are not this one, what they told last."""
+    """What runs in terminals work on, a row each; whether one of another host still does is not known here."""
     found: dict[tuple[str, int], Row] = {}
     for experiment in experiments:
         for path, told in _read(experiment):
-            if told is None or (told.here and not told.lives):
+            if told is None or told.dead:
                 continue
-            sentence = (
-                "" if told.here else f"runs in a terminal of {told.host}, which alone knows whether it still does"
-            )
+            doubt = f"it ran in a terminal of {told.host}, and only {told.host} knows if it still does"
             row = Row(
                 JobFolder(path.absolute().with_suffix("")),
                 None,
-                SCHEDULER,
+                IN_TERMINAL,
                 str(told.pid),
-                State.RUNNING,
-                sentence,
+                State.RUNNING if told.here else State.UNKNOWN,
+                "" if told.here else doubt,
                 nodes=(told.host,),
                 heartbeat=told.heartbeat,
             )
@@ -137,13 +134,45 @@ def at_work(experiments: Iterable[Experiment]) -> list[Row]:
 
 def at_work_below(results: Path) -> list[Row]:
     """The same of a folder of experiments."""
-    return at_work(Experiment(path.parent) for path in sorted(results.glob("*/.runs")))
+    found: list[Path] = []
+    with suppress(OSError):
+        found = sorted(results.absolute().glob("*/.runs"))
+    return at_work(Experiment(path.parent) for path in found)
+
+
+def find_runs(word: str, results: Path) -> list[Row]:
+    """The runs that a word on the command line means, as `maehpc.launch.named.find` does for jobs.
+
+    Args:
+        word: EXPERIMENT, EXPERIMENT/STAGE, EXPERIMENT/PID-STAGE, PID, or the path of an experiment or of a folder of
+            them.
+        results: folder of experiments.
+    """
+    name, _, rest = word.strip("/").partition("/")
+    named = at_work([Experiment(results / name)]) if re.match(r"[^.~]", name) else []
+    found = [row for row in named if rest in ("", row.job.stage, row.job.path.name)]
+    if not found and word.isdecimal():
+        found = [row for row in at_work_below(results) if row.job_id == word]
+    if not found:
+        path = files.user_path(word)
+        found = at_work([Experiment(path)]) or at_work_below(path)
+    return found
+
+
+def _tidy(experiment: Experiment) -> None:
+    """Removes what killed processes left; of another host's, what it was about to tell, which it tells again."""
+    for path, told in _read(experiment):
+        if told is None or told.dead:
+            with suppress(OSError):
+                path.unlink()
+    with suppress(OSError, RunError):
+        files.remove_partials(experiment.runs)
 
 
 def _read(experiment: Experiment) -> list[tuple[Path, _Told | None]]:
     """Files and what they say; None where that is nothing."""
     found: list[tuple[Path, _Told | None]] = []
-    with suppress(OSError, RunError):
+    with suppress(OSError):
         for path in sorted(experiment.runs.glob("*.json")):
             try:
                 found.append((path, _Told.model_validate_json(path.read_bytes())))

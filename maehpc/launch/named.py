@@ -6,6 +6,7 @@ A pool that explains several experiments is a job of each of them, wherever its 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,12 @@ from pathlib import Path
 from maehpc import files
 from maehpc.errors import InputError
 from maehpc.experiment import Experiment
+from maehpc.launch.foreground import find_runs
 from maehpc.launch.record import JobFolder, explaining, jobs_of
 
 _JOB_ID = re.compile(r"\d+(_\d+)?")
+_LONGEST_NAME = 255
+"""Bytes of a name in a folder; file systems have none longer."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +74,15 @@ def _in_experiment(root: Path, word: str = "") -> Meant:
     return Meant(tuple(found), root.name)
 
 
-def find(word: str, results: Path) -> Meant:
-    """What a word on the command line means.
+def look_up(word: str, results: Path) -> Meant:
+    """What a word on the command line means, perhaps nothing.
 
     Args:
         word: a path, EXPERIMENT, EXPERIMENT/NUMBER, EXPERIMENT/NUMBER-STAGE, EXPERIMENT/STAGE (its newest), or an id.
         results: folder of experiments.
-
-    Raises:
-        InputError: there is no such job; the sentence names those that come near.
     """
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in Path(word).parts):
+        return Meant(())
     name = word.strip("/")
     experiment, _, rest = name.partition("/")
     results = results.absolute()
@@ -92,9 +95,19 @@ def find(word: str, results: Path) -> Meant:
         if found.jobs:
             return found
     path = files.user_path(word)
-    if path.is_dir() and (found := _at(path)).jobs:
-        return found
-    raise InputError(_no_such(word, results))
+    return _at(path) if path.is_dir() else Meant(())
+
+
+def find(word: str, results: Path) -> Meant:
+    """What `look_up` tells.
+
+    Raises:
+        InputError: there is no such job; the sentence names those that come near.
+    """
+    found = look_up(word, results)
+    if not found.jobs:
+        raise no_such(word, results.absolute())
+    return found
 
 
 def find_jobs(word: str, results: Path) -> list[JobFolder]:
@@ -121,10 +134,17 @@ def _ids(job: JobFolder) -> set[str]:
     return {part for job_id in accepted for part in (job_id, job_id.partition("_")[0])}
 
 
-def _no_such(word: str, results: Path) -> str:
+def no_such(word: str, results: Path) -> InputError:
+    """The error that tells which jobs there are instead."""
+    runs = find_runs(word, results)
+    if runs:
+        where = f"process {runs[0].job_id} of {runs[0].nodes[0]}"
+        return InputError(f"'{word}' is no job: it runs in a terminal ({where}), which shows it; Ctrl-C there ends it")
     jobs = jobs_below(results)
     if not jobs:
-        return f"there is no job '{word}', nor any other below {results}; --results names the folder of experiments"
+        return InputError(
+            f"there is no job '{word}', nor any other below {results}; --results names the folder of experiments"
+        )
     labels = [job.label for job in jobs]
     labels += [
         f"{name}/{number:04d}-explain" for _, record in explaining(results) for name, number in record.numbers.items()
@@ -133,4 +153,4 @@ def _no_such(word: str, results: Path) -> str:
     near = difflib.get_close_matches(word.strip("/"), names, n=4, cutoff=0.5)
     if not near:  # the newest ones, then
         near = [job.label for job in jobs[-4:]]
-    return f"there is no job '{word}' below {results}; there are {', '.join(near)}"
+    return InputError(f"there is no job '{word}' below {results}; there are {', '.join(near)}")

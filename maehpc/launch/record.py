@@ -26,9 +26,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
 
 from maehpc import files
 from maehpc.catalogue import dataset_name
@@ -107,6 +107,14 @@ class JobRecord(_Record):
     after_jobs: tuple[str, ...] = ()
     array: ArrayMember | None = None
 
+    @model_validator(mode="after")
+    def _names_its_datasets(self) -> Self:
+        for recipe in self.recipes.values():
+            datasets = recipe.get("datasets", [])
+            if not isinstance(datasets, list | tuple) or not all(isinstance(one, str) for one in datasets):
+                raise ValueError("a recipe's datasets are no list of names")
+        return self
+
     @property
     def recipes(self) -> dict[str, dict[str, Any]]:
         """Of all experiments that it works on, by name; the one first that holds its folder."""
@@ -115,7 +123,8 @@ class JobRecord(_Record):
     @property
     def works_on(self) -> set[tuple[str, str]]:
         """Experiment and data set of each folder or store that its stage fills."""
-        return {(name, dataset_name(text)) for name, recipe in self.recipes.items() for text in recipe["datasets"]}
+        each = [(name, text) for name, recipe in self.recipes.items() for text in recipe.get("datasets", ())]
+        return {(name, dataset_name(text)) for name, text in each}
 
     @property
     def world_size(self) -> int:
@@ -183,15 +192,15 @@ class Heartbeat(_Record):
     phase: str
     dataset: str | None = None
     parts: dict[str, tuple[int, int]] = {}
-    rates: dict[str, float] = {}
+    rates: dict[str, FiniteFloat] = {}
     failures: dict[str, int] = {}
     done: int | None = None
     total: int | None = None
     unit: str | None = None
-    images_per_second: float | None = None
-    seconds_left: float | None = None
+    images_per_second: FiniteFloat | None = None
+    seconds_left: FiniteFloat | None = None
     loss: float | None = None
-    first_step_s: float | None = None
+    first_step_s: FiniteFloat | None = None
 
 
 class Outcome(_Record):
@@ -412,16 +421,12 @@ class JobFolder:
         return _read(self.path / "outcomes" / f"{attempt:04d}.json", Outcome)
 
     def beat(self, attempt: int, heartbeat: Heartbeat) -> None:
-        """Replaces an attempt's heartbeat; atomic, not flushed: a lost one is no loss."""
-        path = self.path / "heartbeats" / f"{attempt:04d}.json"
-        partial = files.partial_name(path)
-        with files.writing(path):
-            path.parent.mkdir(exist_ok=True)
-            try:
-                partial.write_text(heartbeat.model_dump_json())
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        """Replaces an attempt's heartbeat.
+
+        Raises:
+            RunError: the disk refused.
+        """
+        files.write_passing(self.path / "heartbeats" / f"{attempt:04d}.json", heartbeat.model_dump_json())
 
     def heartbeat(self, attempt: int) -> Heartbeat | None:
         """The attempt's newest heartbeat."""

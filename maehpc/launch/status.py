@@ -15,15 +15,18 @@ from maehpc.launch.slurm_formats import SlurmJob
 from maehpc.launch.states import NEVER, Evidence, State, Verdict, judge_local, judge_slurm, not_submitted
 from maehpc.launch.submission import succeeded
 
+IN_TERMINAL = "run"
+"""Stands in a row where a job has its scheduler: what `maehpc run` works on, see `maehpc.launch.foreground`."""
+
 
 @dataclass(frozen=True)
 class Row:
-    """One job as `maehpc status` shows it.
+    """One job, or run in a terminal, as `maehpc status` shows it.
 
     Attributes:
-        job: its folder.
-        record: what was asked for; None where job.json cannot be read.
-        scheduler: slurm, local or debug.
+        job: its folder; of a run, the path of what it tells of itself, less the suffix.
+        record: what was asked for; None of a run, and where job.json cannot be read.
+        scheduler: slurm, local, debug, or run.
         job_id: the scheduler's, of the newest submission; None where there is none.
         state: ours.
         sentence: why it waits or ended; "" where the state tells enough.
@@ -45,6 +48,11 @@ class Row:
     heartbeat: Heartbeat | None = None
 
     @property
+    def folder(self) -> Path:
+        """Where it lies: the job's folder, or the experiment's of a run."""
+        return self.job.path.parent.parent if self.scheduler == IN_TERMINAL else self.job.path
+
+    @property
     def moving(self) -> bool:
         """Whether the heartbeat tells of work that goes on now."""
         return self.state is State.RUNNING
@@ -64,7 +72,7 @@ class Row:
         beat = self.heartbeat
         return {
             "job": self.job.label,
-            "folder": str(self.job.path),
+            "folder": str(self.folder),
             "experiment": self.job.experiment,
             "also": [] if self.record is None else list(self.record.also),
             "stage": self.job.stage,

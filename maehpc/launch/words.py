@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 from maehpc.launch.record import JobRecord
@@ -83,7 +84,9 @@ def _rate(rate: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span for people: 0:00:42, 3:10:00, 2 d 04:00."""
+    """A time span for people: 0:00:42, 3:10:00, 2 d 04:00; one without end is told as such."""
+    if math.isinf(seconds):
+        return "for ever"
     whole = round(seconds)
     days, rest = divmod(whole, 86400)
     hours, rest = divmod(rest, 3600)

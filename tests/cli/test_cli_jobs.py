@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from at_work import working
 from command_line import Run
 from launch_jobs import new_job, start
 from real_jobs import Real, accept, ended, real_jobs
@@ -344,3 +345,24 @@ def test_real_job_followed_over_a_requeue(run: Run, real: Real) -> None:
     refused = run("resume", "toy", "--results", str(real.results))
     assert refused.code == 2
     assert "toy/0001-pretrain is done" in refused.err
+
+
+def test_a_run_in_another_terminal_is_shown_and_watched_to_its_end(tmp_path: Path, run: Run) -> None:
+    results = tmp_path / "results"
+    with working(results / "study") as process:
+        label = f"study/{process.pid}-explain"
+        for words in ((), ("study",), ("study/explain",), (label,), (str(process.pid),), (str(results),)):
+            found = run("status", *words, "--results", str(results))
+            assert (found.code, found.err) == (0, "") and f"{label}  " in found.out, words
+        for name in ("cancel", "logs"):
+            refused = run(name, "study", "--results", str(results))
+            assert refused.code == 2 and f"runs in a terminal (process {process.pid} of" in refused.err
+        words = [*COMMAND, "status", "study", "--watch", "--results", str(results)]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
+            assert watch.stdout is not None and watch.stdout.readline().startswith("job")
+            assert label in watch.stdout.readline()
+            process.kill()
+            process.wait()
+            out, err = watch.communicate(timeout=60)
+            assert (watch.returncode, err) == (0, "") and "no job goes on" in out
+    assert run("status", "study", "--results", str(results)).code == 2

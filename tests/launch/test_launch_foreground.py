@@ -5,50 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from at_work import working
 
+from maehpc import files
+from maehpc.errors import InputError
 from maehpc.experiment import Experiment
-from maehpc.launch.foreground import Foreground, at_work, at_work_below
+from maehpc.launch.foreground import Foreground, at_work, at_work_below, find_runs
+from maehpc.launch.named import find_jobs
 from maehpc.launch.pulse import Pulse, PulsingProgress
+from maehpc.launch.states import State
 from maehpc.launch.words import cells, parts
 from maehpc.progress import Silent
-
-WORKING = """
-import sys, time
-from pathlib import Path
-from maehpc.experiment import Experiment
-from maehpc.launch.foreground import Foreground
-from maehpc.launch.pulse import Pulse, PulsingProgress
-from maehpc.progress import Silent
-work = Foreground([Experiment(Path(root)) for root in sys.argv[1:]], "explain")
-pulse = Pulse(work.tell)
-with work.visible(pulse), PulsingProgress(Silent(), pulse).bar("explain digits", 56, 4) as bar:
-    bar.advance(8)
-    pulse.write()
-    print("at work", flush=True)
-    time.sleep(100)
-"""
-
-
-@contextmanager
-def working(*experiments: Path) -> Iterator[subprocess.Popen[str]]:
-    for root in experiments:
-        root.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-c", WORKING, *map(str, experiments)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None and process.stdout.readline() == "at work\n"
-            yield process
-        finally:
-            process.kill()
 
 
 def told(experiment: Path) -> list[Path]:
@@ -65,7 +37,7 @@ def test_another_process_sees_how_far_it_is(tmp_path: Path) -> None:
         )
         assert (row.scheduler, row.job_id, row.active, row.moving) == ("run", str(process.pid), True, True)
         assert "digits 12/56 images" in cells(row) and row.sentence == "" and parts(row) == []
-        assert row.as_json()["total"] == 56
+        assert row.as_json()["total"] == 56 and row.as_json()["folder"] == str(tmp_path / "study")
         before = row.heartbeat
         assert at_work([Experiment(tmp_path / "study")]) == [row] and before is not None
     assert at_work_below(tmp_path) == []
@@ -91,8 +63,10 @@ def test_a_number_that_another_process_has_by_now_is_not_taken_for_it(tmp_path: 
         facts = json.loads(path.read_text())
         assert len(at_work_below(tmp_path)) == 1
     path.parent.mkdir()
-    path.write_text(json.dumps({**facts, "born": facts["born"] - 1}))
-    assert at_work_below(tmp_path) == []
+    boot, ticks = facts["born"].split()
+    for born in (f"{boot} {int(ticks) - 1}", f"another-boot {ticks}", ""):
+        path.write_text(json.dumps({**facts, "born": born}))
+        assert at_work_below(tmp_path) == []
 
 
 def test_only_its_own_host_knows_whether_it_lives(tmp_path: Path) -> None:
@@ -102,7 +76,8 @@ def test_only_its_own_host_knows_whether_it_lives(tmp_path: Path) -> None:
     other = path.with_name("7-explain.json")
     other.write_text(json.dumps({**facts, "host": "elsewhere", "pid": 7}))
     (row,) = at_work_below(tmp_path)
-    assert row.nodes == ("elsewhere",) and "runs in a terminal of elsewhere" in row.sentence
+    assert row.nodes == ("elsewhere",) and "only elsewhere knows" in row.sentence
+    assert (row.state, row.active, row.as_json()["state"]) == (State.UNKNOWN, False, "unknown")
     work = Foreground([Experiment(tmp_path / "study")], "explain")
     with work.visible(Pulse(work.tell)):
         assert other.exists() and len(at_work_below(tmp_path)) == 2
@@ -116,13 +91,65 @@ def test_one_pool_of_several_experiments_is_one_row_and_found_by_each(tmp_path: 
         assert row.job.experiment == "b"
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff", b'{"host": 1}'])
+BEAT = b'{"sequence": 1, "phase": "explain"'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{}", b"[1]", b"\xff", b'{"host": 1}', b"[" * 100_000),
+        *(b'{"host": "h", "pid": %b, "born": "", "heartbeat": %b}}' % (pid, BEAT) for pid in (b"-1", b"0", b"1e400")),
+        *(
+            b'{"host": "h", "pid": 7, "born": "", "heartbeat": %b, "seconds_left": %b}}' % (BEAT, seconds)
+            for seconds in (b"1e400", b"Infinity", b"NaN", b'"Infinity"')
+        ),
+    ],
+)
 def test_a_damaged_file_is_nothing(tmp_path: Path, content: bytes) -> None:
     runs = tmp_path / "study" / ".runs"
     runs.mkdir(parents=True)
     (runs / "1-explain.json").write_bytes(content)
     (runs / "2-explain.json").mkdir()
     assert at_work_below(tmp_path) == []
+    work = Foreground([Experiment(tmp_path / "study")], "explain")
+    with work.visible(Pulse(work.tell)):
+        assert {path.name for path in told(tmp_path / "study")} == {"2-explain.json", f"{os.getpid()}-explain.json"}
+
+
+def test_what_a_killed_one_was_about_to_tell_goes(tmp_path: Path) -> None:
+    runs = tmp_path / "study" / ".runs"
+    runs.mkdir(parents=True)
+    files.partial_name(runs / "1-explain.json").write_text("{")
+    work = Foreground([Experiment(tmp_path / "study")], "explain")
+    with work.visible(Pulse(work.tell)):
+        assert [path.name for path in told(tmp_path / "study")] == [f"{os.getpid()}-explain.json"]
+    assert not runs.exists()
+
+
+def test_an_experiment_that_is_moved_away_is_not_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    work = Foreground([Experiment(tmp_path / "study")], "explain")
+    pulse = Pulse(work.tell)
+    with work.visible(pulse):
+        (tmp_path / "study").rename(tmp_path / "old")
+        pulse.write()
+        assert not (tmp_path / "study").exists()
+    assert not (tmp_path / "study").exists()
+
+
+def test_the_words_that_name_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "results"
+    monkeypatch.chdir(tmp_path)
+    with working(results / "a"), working(results / "b") as process:
+        pid = process.pid
+        for word in ("b", "b/", "b/explain", f"b/{pid}-explain", str(pid), str(results / "b"), "results/b"):
+            assert [row.job_id for row in find_runs(word, results)] == [str(pid)], word
+        for word in ("c", "b/pretrain", f"b/{pid}", "1", "", "..", "nosuch/b", "x" * 300):
+            assert find_runs(word, results) == [], word
+        assert {row.job.experiment for row in find_runs("results", results)} == {"a", "b"}
+        with pytest.raises(InputError, match=f"'b' is no job: it runs in a terminal .process {pid} of .*Ctrl-C"):
+            find_jobs("b", results)
+    assert find_runs("b", results) == []
 
 
 def test_a_folder_that_takes_nothing_costs_nothing(tmp_path: Path) -> None:

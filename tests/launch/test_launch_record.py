@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -72,6 +73,15 @@ def test_a_damaged_record_is_named(tmp_path: Path, damage: bytes) -> None:
     job = new_job(tmp_path)
     (job.path / "job.json").write_bytes(damage)
     with pytest.raises(InputError, match=r"job\.json cannot be read"):
+        job.record()
+
+
+@pytest.mark.parametrize("datasets", [3, "digits", [3], {"a": 1}, None])
+def test_a_recipe_whose_datasets_are_none_is_named(tmp_path: Path, datasets: object) -> None:
+    job = new_job(tmp_path)
+    facts = json.loads((job.path / "job.json").read_bytes())
+    (job.path / "job.json").write_text(json.dumps({**facts, "recipe": {"datasets": datasets}}))
+    with pytest.raises(InputError, match=r"job\.json cannot be read .*datasets are no list of names"):
         job.record()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,8 @@ def test_cells_of_a_running_and_of_a_finished_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "0:00:00"), (59.6, "0:01:00"), (3723, "1:02:03"), (90000, "1 d 01:00")]
+    ("seconds", "text"),
+    [(0.2, "0:00:00"), (59.6, "0:01:00"), (3723, "1:02:03"), (90000, "1 d 01:00"), (math.inf, "for ever")],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
