@@ -95,27 +95,35 @@ def human_bytes(size: int | None) -> str:
 
 
 class _LineBar:
+    """A bar in lines. A pool may begin with a data set hours after its bar was made: units are timed from the first."""
+
     def __init__(self, description: str, total: int, done: int, images: int) -> None:
         self._description, self._total, self._done, self._first = description, total, done, done
         self._images = images
-        self._start = self._told = time.monotonic()
+        self._made = self._start = self._told = time.monotonic()
         self._told_done = done
+        self._began = False
         self._values: dict[str, float] = {}
 
     def advance(self, count: int = 1, **values: float) -> None:
         self._done += count
         self._values |= values
         now = time.monotonic()
+        if count and not self._began:
+            self._began = True
+            if now - self._made >= LINE_EVERY:
+                self._start, self._first, self._told_done = now, self._done, self._done
         if now - self._told < LINE_EVERY and self._done < self._total:
             return
-        elapsed = now - self._start
         # Since the last line; at the end of all, since what was done a moment ago says little.
         since, then = (self._told_done, self._told) if self._done < self._total else (self._first, self._start)
         rate = rate_in_words((self._done - since) * self._images, now - then)
         self._told, self._told_done = now, self._done
-        left = elapsed / max(self._done - self._first, 1) * (self._total - self._done)
-        times = f"{elapsed:.0f} s, about {left:.0f} s left" if self._done < self._total else f"{elapsed:.0f} s"
-        words = [f"{self._description}: {self._done}/{self._total}", times, rate, in_words(self._values)]
+        words = [f"{self._description}: {self._done}/{self._total}", f"{now - self._made:.0f} s"]
+        if self._first < self._done < self._total:
+            left = (now - self._start) / (self._done - self._first) * (self._total - self._done)
+            words.append(f"about {left:.0f} s left")
+        words += [rate, in_words(self._values)]
         print(", ".join(word for word in words if word), file=sys.stderr, flush=True)
 
 

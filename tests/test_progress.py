@@ -36,6 +36,23 @@ def test_lines_tell_of_the_last_values_and_of_images_a_second(
     ]
 
 
+def test_what_begins_late_is_timed_from_its_first_unit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 900.0, 1000.0, 1005.0, 1010.0, 1020.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with LineProgress().bar("explain retina", 100) as bar:
+        bar.advance(0, failures=1)
+        for count in (20, 10, 20, 50):
+            bar.advance(count)
+    assert capsys.readouterr().err.splitlines() == [
+        "explain retina: 0/100, 900 s, failures 1",
+        "explain retina: 20/100, 1000 s, failures 1",
+        "explain retina: 50/100, 1010 s, about 17 s left, 3 images/s, failures 1",
+        "explain retina: 100/100, 1020 s, 4 images/s, failures 1",
+    ]
+
+
 def test_a_quiet_reporter_warns_alone(capsys: pytest.CaptureFixture[str]) -> None:
     quiet = LineProgress(quiet=True)
     quiet.say("nobody hears this")
