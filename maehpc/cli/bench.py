@@ -21,6 +21,7 @@ from maehpc.cli.options import (
     set_verbosity,
     verbosity_options,
 )
+from maehpc.cli.paths import GivenPath
 
 if TYPE_CHECKING:
     from maehpc.bench.figures import Report
@@ -47,7 +48,7 @@ def _measured(name: str) -> Callable[[Callable[..., Report]], Callable[..., None
 
         to_file = click.option(
             "--out",
-            type=click.Path(dir_okay=False, path_type=Path),
+            type=GivenPath(dir_okay=False, path_type=Path),
             help=f"File of the figures.  [default: RESULTS/benchmarks/{name}-TIME.json]",
         )
         return to_file(results_option(json_option(verbosity_options(measure))))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from maehpc.cli.options import json_option, packs_option, results_option
+from maehpc.cli.paths import GivenPath
 
 if TYPE_CHECKING:
     from maehpc.data import Pack
@@ -67,7 +68,7 @@ def list_command(results: Path, packs: Path | None, as_json: bool) -> None:
 @command.command("fetch")
 @click.argument("name")
 @click.option("--size", type=SIDE, default=28, show_default=True, help="Side in pixels, where there is a choice.")
-@click.option("--root", type=click.Path(path_type=Path), help="Where to put it.  [default: ~/.medmnist]")
+@click.option("--root", type=GivenPath(path_type=Path), help="Where to put it.  [default: ~/.medmnist]")
 def fetch_command(name: str, size: int, root: Path | None) -> None:
     """Download the data set NAME from its publisher."""
     from maehpc.data import fetch
@@ -93,7 +94,7 @@ def pack_command(datasets: tuple[str, ...], size: int, results: Path, packs: Pat
 
 
 @command.command("verify")
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, type=GivenPath(path_type=Path))
 @results_option
 @packs_option
 @json_option

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from maehpc.cli.options import json_option, results_option
+from maehpc.cli.paths import GivenPath
 
 if TYPE_CHECKING:
     from maehpc.launch.probes import Finding
@@ -25,7 +26,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 )
 @click.option(
     "--profile-out",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=GivenPath(dir_okay=False, path_type=Path),
     metavar="FILE.yaml",
     help="Write that profile to a file, which must not exist yet.",
 )

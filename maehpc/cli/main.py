@@ -58,7 +58,7 @@ class LazyGroup(click.Group):
 def maehpc() -> None:
     """Pretrain masked autoencoders, finetune classifiers, and measure how far their explanations hold.
 
-    Exit codes: 0 done, 1 failed, 2 wrong input.
+    Exit codes: 0 done, 1 failed, 2 wrong input, 75 stopped by a signal with everything saved, 130 by Ctrl-C.
     """
 
 
