@@ -1,6 +1,6 @@
 """The scheduler's commands, run: questions about jobs, and what is to be done with them.
 
-What is asked for and how answers are read stands in `slurm_formats`; what a site is like is asked by `site`.
+What is asked for and how answers are read stands in `slurm_formats`; `site` asks what else a site is like.
 """
 
 from __future__ import annotations
