@@ -350,9 +350,9 @@ def _wait(jobs: list[JobFolder], progress: Progress) -> int:
     Returns:
         0 where all are done, 1 otherwise.
     """
-    from maehpc.launch.status import read
-
     try:
+        from maehpc.launch.status import read
+
         rows = _follow(jobs, lambda: read(jobs), progress)
     except KeyboardInterrupt:
         progress.say("\nno longer waiting; the jobs go on: `maehpc status` shows them, `maehpc cancel` ends them")

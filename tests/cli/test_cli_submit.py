@@ -258,12 +258,15 @@ def test_waiting_for_a_job_tells_its_end(tiny: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_ends_the_wait_and_not_the_job(tiny: str, tmp_path: Path) -> None:
     words = ("submit", "pretrain", "--recipe", tiny, "--set", "pretrain.epochs=4000", "--wait")
-    client = subprocess.Popen([sys.executable, "-m", "maehpc", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    until(lambda: any(job.newest_attempt() for job in jobs_in(tmp_path)), 90)
-    client.send_signal(signal.SIGINT)
-    _, told = client.communicate(timeout=30)
-    assert client.returncode == 130
-    assert "the jobs go on" in told
+    command = [sys.executable, "-m", "maehpc", *words]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as client:
+        assert client.stderr is not None
+        assert any("tiny/0001-pretrain: " in line for line in client.stderr), "it waits from then on"
+        until(lambda: any(job.newest_attempt() for job in jobs_in(tmp_path)), 90)
+        client.send_signal(signal.SIGINT)
+        told = client.stderr.read()
+        assert client.wait(timeout=30) == 130, told
+        assert "the jobs go on" in told
     (submission,) = jobs_in(tmp_path)[0].submissions()
     pid = local.controller_of(submission.intent.token)
     assert pid is not None
