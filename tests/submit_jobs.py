@@ -68,8 +68,8 @@ def place(mini: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def jobs_in(folder: Path) -> list[JobFolder]:
-    """Every job below a folder, whatever has become of it."""
-    return [JobFolder(path.parent) for path in sorted(folder.rglob("job.json"))]
+    """Every job below a folder, whatever has become of it; what is renamed meanwhile is passed over."""
+    return [JobFolder(Path(root)) for root in sorted(root for root, _, names in os.walk(folder) if "job.json" in names)]
 
 
 def comments(folder: Path) -> set[str]:
