@@ -347,6 +347,7 @@ def test_real_job_followed_over_a_requeue(run: Run, real: Real) -> None:
     assert "toy/0001-pretrain is done" in refused.err
 
 
+@pytest.mark.slow
 def test_a_run_in_another_terminal_is_shown_and_watched_to_its_end(tmp_path: Path, run: Run) -> None:
     results = tmp_path / "results"
     with working(results / "study") as process:
