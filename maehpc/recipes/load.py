@@ -7,7 +7,7 @@ else is a path.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +122,38 @@ def _parse_overrides(overrides: Iterable[str], stage: str | None) -> dict[str, A
     return result
 
 
-def _validated(mapping: Mapping[str, Any], origin: str) -> Recipe:
+def _sets(layer: Mapping[str, Any], field: Sequence[int | str]) -> bool:
+    """Whether a value stands in a layer itself; of a whole section nobody can tell who set it."""
+    value: Any = layer
+    for part in field:
+        if not isinstance(value, Mapping):
+            return True  # within a list
+        if part not in value:
+            return False
+        value = value[part]
+    return not isinstance(value, Mapping)
+
+
+def _validated(
+    mapping: Mapping[str, Any], origin: str, layers: Mapping[str, Mapping[str, Any]] | None = None
+) -> Recipe:
+    """The recipe of a mapping.
+
+    Args:
+        mapping: all settings.
+        origin: where they are from, for the sentence of an error.
+        layers: where some are from that were laid over it, in the order of which the last wins.
+
+    Raises:
+        InputError: a key or a value is wrong.
+    """
     try:
         return Recipe.model_validate(mapping)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        wrong = error.errors(include_url=False)
+        places = list((layers or {}).items())[::-1]
+        blamed = [(each, name) for each in wrong for name, layer in places if _sets(layer, each["loc"])]
+        first, origin = blamed[0] if blamed else (wrong[0], origin)
         field = ".".join(str(part) for part in first["loc"]) or "recipe"
         if first["type"] == "extra_forbidden":
             problem = f"there is no setting {field}; see `maehpc recipe schema` for those that exist"
@@ -159,8 +186,11 @@ def load_recipe(
     mapping: dict[str, Any] = (base or Recipe()).model_dump()
     if name is not None:
         mapping = _merged(mapping, _resolve_includes(_locate(name, None)))
-    mapping = _merged(mapping, settings or {})
-    return _validated(_merged(mapping, _parse_overrides(overrides, stage)), f"recipe {name or '(defaults)'}")
+    own = "recipe (defaults)" if base is None else "the experiment's recipe"
+    typed = {"the command line": settings or {}, "--set": _parse_overrides(overrides, stage)}
+    for layer in typed.values():
+        mapping = _merged(mapping, layer)
+    return _validated(mapping, own if name is None else f"recipe {name}", typed)
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -16,6 +16,9 @@ from maehpc.progress import human_bytes
 from maehpc.stages.context import Context
 from maehpc.stages.explanations import Prepared, prepared
 
+RECORDS = 3
+"""Files of a store's ledger that are no shard's: store.json, the lock and the newest attempt's claim."""
+
 
 def explain(context: Context, dataset: str) -> dict[str, Any]:
     """Explains one data set's split in this process; shards that stand whole are not computed again.
@@ -72,7 +75,8 @@ def say_what_remains(context: Context, store: MapStore, label: str, missing: lis
     images, size = sum(len(store.images(shard)) for shard in missing), sum(map(layout.values_bytes, missing))
     written = len(missing) * (len(layout.shard_files(0)) + 1)  # and the record
     context.progress.say(
-        f"{label}: {images} images in {len(missing)} shards, {written} files, about {human_bytes(size)}"
+        f"{label}: {images} images in {len(missing)} shards, {written} files "
+        f"beside the store's own {len(layout.fixed_files) + RECORDS}, about {human_bytes(size)}"
     )
 
 

@@ -138,6 +138,22 @@ def test_wrong_overrides_are_told(override: str) -> None:
         load_recipe(None, [override])
 
 
+def test_a_wrong_value_is_told_with_the_place_it_is_from(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("finetune: {epochs: -1}\nexplain: {batch_size: 0}\n")
+    typed = {"explain": {"methods": ("voodoo",)}}
+    for expected, words in {
+        "--set: explain.methods: ": {"overrides": ["explain.methods=saliency"]},
+        "--set: explain.batch_size: ": {"overrides": ["explain.batch_size=-3"]},
+        "--set: there is no setting finetune.lr;": {"overrides": ["lr=-1"], "stage": "finetune"},
+        "the command line: explain.methods: ": {"settings": typed},
+        f"recipe {file}: finetune.epochs: ": {"name": str(file)},
+    }.items():
+        with pytest.raises(InputError) as refused:
+            load_recipe(**words)  # type: ignore[arg-type]
+        assert str(refused.value).startswith(expected)
+
+
 def test_a_later_rate_takes_the_place_of_the_earlier_kind() -> None:
     optim = load_recipe("pretrain/vit-base", ["optim.lr=1e-3"], "pretrain").pretrain.optim
     assert (optim.peak_lr(4096), optim.betas) == (1e-3, (0.9, 0.95))
