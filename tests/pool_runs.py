@@ -84,11 +84,15 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
         while (left := below() - before) and time.monotonic() < deadline:
             bury()
             time.sleep(0.1)
-        titles = [process.name() for process in left]
+        titles = []
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                titles.append(process.name())
         files = sorted(path.name for path in root.iterdir())
     finally:
         for process in below() - before:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
         shutil.rmtree(root)
     assert not titles and not files
@@ -169,7 +173,7 @@ def running(place: Path, shards: int, environment: Mapping[str, str] | None = No
             process.kill()
             process.wait()
             _, alive = psutil.wait_procs(below, timeout=30)
-            left = [one.pid for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+            left = [one.pid for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     assert not left
 
 

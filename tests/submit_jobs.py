@@ -8,10 +8,11 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tiny import tiny_recipe
 
@@ -123,6 +124,15 @@ def until(true: Callable[[], Any], seconds: float = 30) -> Any:
             return found
         time.sleep(0.02)
     raise AssertionError(f"not within {seconds} s")
+
+
+def kill_with_ranks(pid: int) -> None:
+    """Ends a local job's controller and all below it; they may be ending by themselves just now."""
+    with suppress(psutil.NoSuchProcess):
+        controller = psutil.Process(pid)
+        for process in [controller, *controller.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def dependency(job_id: str) -> str:

@@ -272,7 +272,10 @@ class Mini:
         first = self._first(host)
         if first is None:
             return []
-        space = Path(f"/proc/{first.pid}/ns/pid").stat().st_ino
+        try:
+            space = Path(f"/proc/{first.pid}/ns/pid").stat().st_ino
+        except OSError:  # the host has just lost its power
+            return []
         found = set()
         for path in Path("/proc").glob("[0-9]*/ns/pid"):
             with contextlib.suppress(OSError):
@@ -517,7 +520,8 @@ class Mini:
         """A folder without a marker is ours only when it holds no more than the first moment of a start makes."""
         if self.state.exists() and not self._marker.exists():
             first = {"lock", self._marker.with_suffix(".new").name}
-            if not self.state.is_dir() or not {path.name for path in self.state.iterdir()} <= first:
+            foreign = not self.state.is_dir() or not {path.name for path in self.state.iterdir()} <= first
+            if foreign and not self._marker.exists():  # another start makes the marker before anything else
                 raise RefusedError(f"{self.state} is no mini cluster's folder: set MAEHPC_MINI_STATE to another")
 
     def _refuse(self, wanted: Settings) -> None:

@@ -143,6 +143,8 @@ def _match(request: Request, step: Step, planned: Sequence[JobRecord]) -> _Match
             if difference is not None:
                 raise InputError(_in_the_way(job, difference))
             found.append((job, "going"))
+        elif submission.succeeded(job) and difference is None:  # it has ended between the two questions
+            found.append((job, "done"))
     if not found:
         return _Match("new")
     kinds = {kind for _, kind in found}

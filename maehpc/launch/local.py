@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +151,10 @@ def controller_of(token: str) -> int | None:
     """Process id of the living controller of a submission on this host."""
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if token in words and MODULE in words and process.status() != psutil.STATUS_ZOMBIE:
-            return int(process.pid)
+        if token in words and MODULE in words:
+            with suppress(psutil.NoSuchProcess):  # it has ended since
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    return int(process.pid)
     return None
 
 

@@ -134,6 +134,8 @@ def _row(known: Known, scheduler: Scheduler) -> Row:
     if known.damage is not None:
         return Row(job, record, known.scheduler, None, State.UNKNOWN, known.damage)
     submission, said = scheduler.settle(known)
+    # As Slurm is, a controller is asked for before its job's outcome is, which cannot be lacking then.
+    alive = known.scheduler != "slurm" and submission is not None and _controller_lives(submission)
     number = job.newest_attempt()
     if number:
         # A listing makes network file systems look again for an outcome that was not there a moment ago.
@@ -155,7 +157,7 @@ def _row(known: Known, scheduler: Scheduler) -> Row:
         record,
         known.scheduler,
         evidence.job_id,
-        *_verdict(known, submission, evidence, said, scheduler),
+        *_verdict(known, submission, evidence, said, alive, scheduler.answers),
         said=said,
         nodes=said.nodes if said and said.nodes else attempt.hosts if attempt else (),
         attempt=number,
@@ -163,22 +165,31 @@ def _row(known: Known, scheduler: Scheduler) -> Row:
     )
 
 
+def _controller_lives(submission: Submission) -> bool:
+    accepted = submission.accepted
+    return accepted is not None and controller_lives(accepted.job_id, submission.intent.token)
+
+
 def _verdict(
-    known: Known, submission: Submission | None, evidence: Evidence, said: SlurmJob | None, scheduler: Scheduler
+    known: Known,
+    submission: Submission | None,
+    evidence: Evidence,
+    said: SlurmJob | None,
+    controller_alive: bool,
+    answers: bool,
 ) -> tuple[State, str]:
     if submission is None or submission.accepted is None:
-        verdict = not_submitted(submission is not None, scheduler.answers)
+        verdict = not_submitted(submission is not None, answers)
     elif known.scheduler == "slurm":
-        verdict = judge_slurm(evidence, said, scheduler.answers)
+        verdict = judge_slurm(evidence, said, answers)
     else:
-        verdict = _local(known, submission, evidence)
+        verdict = _local(known, submission, evidence, controller_alive)
     return verdict.state, " ".join(verdict.sentence.split())
 
 
-def _local(known: Known, submission: Submission, evidence: Evidence) -> Verdict:
+def _local(known: Known, submission: Submission, evidence: Evidence, controller_alive: bool) -> Verdict:
     here = os.uname().nodename
-    assert evidence.job_id is not None
-    alive: bool | None = controller_lives(evidence.job_id, submission.intent.token)
+    alive: bool | None = controller_alive
     if not alive:
         began = evidence.attempt is not None and evidence.attempt.job_id == evidence.job_id
         hosts = evidence.attempt.hosts if began and evidence.attempt else ()

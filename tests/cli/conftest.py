@@ -21,6 +21,8 @@ __all__ = ["finished", "place"]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """`run("data", "list")` in an empty working folder: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
+    for name in ("MAEHPC_CLUSTER", "MAEHPC_PACKS"):  # a person's own
+        monkeypatch.delenv(name, raising=False)
 
     def call(*words: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["maehpc", *words])

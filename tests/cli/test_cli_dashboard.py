@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 from command_line import Run
-from pool_runs import POOLED
+from pool_runs import POOLED, named
 
 WHOLE = importlib.util.find_spec("aiohttp_cors") is not None
 """Whether all of Ray is installed; maehpc itself asks for what workers need."""
@@ -128,7 +128,7 @@ def test_a_dashboard_for_who_has_the_token_as_long_as_the_pool_is_there(place: P
                 told = status(url + path, None), status(url + path, "f" * len(token)), status(url + path, token)
                 assert told == (401, 403, 200), path
             assert {address for address, number in listening(below) if number == port} == {"127.0.0.1"}
-            (server,) = [one for one in below if any("dashboard/dashboard.py" in word for word in one.cmdline())]
+            (server,) = [one for one in below if named("dashboard/dashboard.py")(one)]
             parts = [server, *server.children(recursive=True)]
             assert len(parts) > 5 and listening(parts) == {("127.0.0.1", port)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 import urllib.request
@@ -15,10 +16,12 @@ from command_line import Run
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """One that was free a moment ago."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        number = int(found.getsockname()[1])
+    """One that was free a moment ago, and that no connection out of this machine is given meanwhile."""
+    ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for number in random.sample(range(10_000, ephemeral), 100):
+        with suppress(OSError), socket.socket() as found:
+            found.bind(("127.0.0.1", number))
+            break
     yield number
 
 

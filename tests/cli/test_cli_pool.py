@@ -40,6 +40,7 @@ def test_two_workers_write_the_bytes_of_one_process(place: Path, finished: Path)
 
 def test_a_killed_worker_costs_its_shard_alone(place: Path, finished: Path) -> None:
     with running(place, shards=3) as process:
+        until_joined(place, 2)  # a worker that has not yet joined has no shard to lose
         # What a worker leaves that is killed while it writes, which this one may or may not be doing.
         partial_name(place / "results/tiny/maps/digits.zarr/scores/c.48.0").write_bytes(b"half")
         kill_one(psutil.Process(process.pid), named("ray::Actor"))
@@ -101,6 +102,13 @@ def joined(place: Path) -> list[dict[str, Any]]:
     return [event for event in events(place) if event["event"] == "joined"]
 
 
+def until_joined(place: Path, workers: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(joined(place)) < workers:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_more_workers_join_a_run_and_leave_with_it(place: Path, finished: Path) -> None:
     alone = command(place, *ALONE, "--join")
     assert alone.returncode == 2 and "no pool is explaining" in alone.stderr
@@ -109,10 +117,7 @@ def test_more_workers_join_a_run_and_leave_with_it(place: Path, finished: Path) 
     with running(place, shards=1) as process:
         token = place / "results" / "tiny" / ".pool" / "token"
         assert token.stat().st_mode & 0o777 == 0o600
-        deadline = time.monotonic() + 60
-        while len(joined(place)) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until_joined(place, 2)
         workers = [one for one in psutil.Process(process.pid).children(recursive=True) if named("ray::Actor")(one)]
         for worker in workers:
             worker.suspend()  # until the other has come

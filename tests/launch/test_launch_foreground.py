@@ -27,6 +27,11 @@ def told(experiment: Path) -> list[Path]:
     return sorted((experiment / ".runs").glob("*")) if (experiment / ".runs").is_dir() else []
 
 
+def settled(experiment: Path) -> list[Path]:
+    """Without what is just being written anew."""
+    return [path for path in told(experiment) if not files.is_partial(path)]
+
+
 def test_another_process_sees_how_far_it_is(tmp_path: Path) -> None:
     with working(tmp_path / "study") as process:
         (row,) = at_work_below(tmp_path)
@@ -48,7 +53,7 @@ def test_what_a_killed_one_left_is_told_of_by_nobody_and_goes(tmp_path: Path) ->
     with working(study) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert len(told(study)) == 1 and at_work_below(tmp_path) == []
+    assert len(settled(study)) == 1 and at_work_below(tmp_path) == []
     work = Foreground([Experiment(study)], "pipeline")
     with work.visible(Pulse(work.tell)):
         assert [path.name for path in told(study)] == [f"{os.getpid()}-pipeline.json"]
@@ -59,7 +64,7 @@ def test_a_number_that_another_process_has_by_now_is_not_taken_for_it(tmp_path: 
     work = Foreground([Experiment(tmp_path / "study")], "explain")
     (tmp_path / "study").mkdir()
     with work.visible(Pulse(work.tell)):
-        (path,) = told(tmp_path / "study")
+        (path,) = settled(tmp_path / "study")
         facts = json.loads(path.read_text())
         assert len(at_work_below(tmp_path)) == 1
     path.parent.mkdir()
@@ -71,7 +76,7 @@ def test_a_number_that_another_process_has_by_now_is_not_taken_for_it(tmp_path: 
 
 def test_only_its_own_host_knows_whether_it_lives(tmp_path: Path) -> None:
     with working(tmp_path / "study"):
-        (path,) = told(tmp_path / "study")
+        (path,) = settled(tmp_path / "study")
         facts = json.loads(path.read_text())
     other = path.with_name("7-explain.json")
     other.write_text(json.dumps({**facts, "host": "elsewhere", "pid": 7}))

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from submit_jobs import dependency, jobs_in, place, queued, request, until
+from submit_jobs import dependency, jobs_in, kill_with_ranks, place, queued, request, until
 from tiny import in_child, tiny_recipe
 
 from maehpc.errors import InputError
@@ -368,9 +368,7 @@ def background(tmp_path: Path) -> Iterator[Path]:
         for one in job.submissions():
             pid = local.controller_of(one.intent.token)
             if pid is not None:
-                ranks = psutil.Process(pid).children(recursive=True)
-                for process in [psutil.Process(pid), *ranks]:
-                    process.kill()
+                kill_with_ranks(pid)
 
 
 @pytest.mark.slow

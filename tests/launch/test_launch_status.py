@@ -240,13 +240,16 @@ def real(mini: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Real]:
 @pytest.mark.slow
 def test_real_job_from_wait_to_done(real: Real) -> None:
     job = new_job(real.results)
-    job_id = real.submit(job, "record begin; record beat 5; sleep 3; record end done", "--hold")
+    seen = real.results / "seen"
+    work = f"record begin; record beat 5; until [ -e {seen} ]; do sleep 0.2; done; record end done"
+    job_id = real.submit(job, work, "--hold")
     held = real.until(job, "held")
     assert held.sentence == "held by its owner; `maehpc resume` lets it go"
     assert slurm.release(job_id)
     running = real.until(job, "running")
     assert (running.attempt, running.job_id, len(running.nodes)) == (1, job_id, 1)
     assert cells(running)[5] == "digits 5/100"
+    seen.touch()
     real.until(job, "done")
     assert "unknown" not in real.seen
     assert "failed" not in real.seen

@@ -67,9 +67,11 @@ def test_a_client_killed_after_sbatch_finds_its_job_again(folder: Path, sbatch: 
 def test_an_sbatch_that_outlives_its_client_is_waited_for(folder: Path, sbatch: Sbatch) -> None:
     """It has not asked Slurm yet when the second client comes: a look alone would find nothing."""
     wanted = request(folder / "results")
-    sbatch.does(f'touch {sbatch.took}; sleep 3; real "$@"')
+    go = folder / "go"
+    sbatch.does(f'touch {sbatch.took}; until [ -e {go} ]; do sleep 0.1; done; sleep 2; real "$@"')
     killed(wanted, sbatch.took)
     assert queued(folder) == []
+    go.touch()
     (handed,) = carry_out(wanted)
     assert handed.found
     assert [one.job_id for one in queued(folder)] == [handed.accepted.job_id]

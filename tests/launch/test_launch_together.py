@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,13 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import psutil
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from launch_jobs import job_record, new_job, row, start
 from real_jobs import accept, ended
-from submit_jobs import request
+from submit_jobs import kill_with_ranks, request
 from tiny import tiny_recipe
 
 from maehpc.errors import InputError, MaehpcError
@@ -203,9 +203,7 @@ def results(tmp_path: Path) -> Iterator[Path]:
         for one in job.submissions():
             pid = local.controller_of(one.intent.token)
             if pid is not None:
-                controller = psutil.Process(pid)
-                for process in [controller, *controller.children(recursive=True)]:
-                    process.kill()
+                kill_with_ranks(pid)
 
 
 def failed(job: JobFolder) -> JobFolder:
@@ -279,7 +277,7 @@ def test_a_pool_that_is_named_twice_is_resumed_once(results: Path) -> None:
 @contextmanager
 def at_work(job: JobFolder) -> Iterator[JobFolder]:
     """A local job whose controller lives for the length of the block."""
-    token = f"token-of-{job.label}"
+    token = f"token-of-{job.label}-{uuid.uuid4().hex}"
     process = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(60)", local.MODULE, str(job.path), token]
     )
