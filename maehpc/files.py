@@ -106,7 +106,7 @@ def user_path(text: str) -> Path:
     """The path a user typed, `~` resolved where it names somebody."""
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # no such user: then the folder is called so
+    except (RuntimeError, ValueError):  # no such user, nor can be one: then the folder is called so
         return Path(text)
 
 

@@ -75,9 +75,12 @@ def test_a_damaged_file_of_a_group_is_no_limit(tmp_path: Path, cgroup: Callable[
 
 
 def test_memory_is_short_where_a_group_or_the_host_has_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    total = psutil.virtual_memory().total
+    host = psutil.virtual_memory()
     monkeypatch.setattr(memory, "SHORT", 0.1)
     monkeypatch.setattr(memory, "_cgroups", lambda: [(99, 1000)])
     assert memory.is_short()
     monkeypatch.setattr(memory, "_cgroups", lambda: [(101, 1000)])
-    assert memory.is_short() is (psutil.virtual_memory().available < 0.1 * total)
+    for available, short in ((0.09, True), (0.11, False)):
+        there = host._replace(available=int(available * host.total))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda there=there: there)
+        assert memory.is_short() is short

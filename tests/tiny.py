@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from maehpc.experiment import Experiment
 from maehpc.progress import Silent
 from maehpc.recipes import Recipe, load_recipe
 from maehpc.stages.context import Context
+from maehpc.training.checkpoints import list_checkpoints, step_of
 from maehpc.training.distributed import World, join
 
 SETTINGS = {
@@ -97,6 +98,31 @@ def killed_after(work: Callable[[], object], seconds: float) -> bool:
     """Runs `work` in a process and kills it after so many seconds; False where it ended well before that."""
     until = time.monotonic() + seconds
     return killed_when(work, lambda: time.monotonic() >= until, limit=seconds + 60)
+
+
+def killed_at_shares(
+    killed: Callable[[float], bool], shares: Iterable[float], seconds: float, begin_anew: Callable[[], object]
+) -> int:
+    """Runs attempts that are killed at shares of the time that a whole run took, and counts those that were.
+
+    Args:
+        killed: an attempt that is killed after so many seconds; False where it ended before.
+        shares: of the time, one an attempt.
+        seconds: that a whole run took.
+        begin_anew: deletes what attempts left, as a run may take less time than was measured.
+    """
+    kills = 0
+    for share in shares:
+        kills += killed(share * seconds)
+        if not kills:
+            begin_anew()
+            seconds /= 2
+    return kills
+
+
+def reached(checkpoints: Path, step: int) -> Callable[[], bool]:
+    """Whether there is a checkpoint of a step or of a later one: each is there for a while alone."""
+    return lambda: any(step_of(path) >= step for path in list_checkpoints(checkpoints))
 
 
 class FileMeeting:

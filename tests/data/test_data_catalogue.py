@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from medmnist import INFO
 
@@ -47,6 +47,8 @@ def test_unknown_size_and_unknown_name_are_told():
 
 
 @given(st.text(min_size=1, max_size=30))
+@example("~\0")
+@example("~a\0/b")
 def test_dataset_names_are_safe_or_refused(text: str):
     try:
         name = dataset_name(text)

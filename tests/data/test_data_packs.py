@@ -396,17 +396,19 @@ def test_a_killed_packing_leaves_nothing_half_made(tmp_path: Path):
     duration = time.perf_counter() - start
     expected = path.read_bytes()
     killed = 0
-    for _ in range(12):
+    while killed < 8:
         path.unlink(missing_ok=True)
         child = multiprocessing.get_context("fork").Process(target=write_pack, args=(path, raw))
+        begun = time.perf_counter()
         child.start()
         assert child.pid is not None
         time.sleep(rng.uniform(0, 1.2 * duration))
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         killed += child.exitcode == -signal.SIGKILL
+        if child.exitcode == 0:
+            duration = min(duration, time.perf_counter() - begun)
         assert not path.exists() or path.read_bytes() == expected
-    assert killed > 3
     write_pack(path, raw)
     assert path.read_bytes() == expected
 

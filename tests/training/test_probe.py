@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
-from tiny import in_world, killed_after, killed_when, tiny_context
+from tiny import in_world, killed_after, killed_at_shares, killed_when, reached, tiny_context
 from torch import Tensor
 
 from maehpc.data import Preprocess, open_split, prepare
@@ -308,7 +309,12 @@ def test_killed_at_random_instants(crop: str, tmp_path: Path) -> None:
     assert not killed_after(lambda: probe(whole, "digits"), seconds=120)
     seconds = time.monotonic() - begun
     chance = random.Random(crop)
-    kills = sum(killed_after(lambda: probe(broken, "digits"), chance.uniform(0.2, 0.8) * seconds) for _ in range(6))
+    kills = killed_at_shares(
+        lambda after: killed_after(lambda: probe(broken, "digits"), after),
+        [chance.uniform(0.2, 0.8) for _ in range(6)],
+        seconds,
+        lambda: shutil.rmtree(broken.experiment.root),
+    )
     assert kills, "no attempt was killed while it worked"
     probe(broken, "digits")
     assert results_of(broken) == results_of(whole)
@@ -355,8 +361,8 @@ def test_asked_to_stop_it_saves_every_step_and_goes_on(crop: str, tmp_path: Path
 def test_killed_after_a_checkpoint_it_goes_on_from_there(tmp_path: Path) -> None:
     whole, broken = (tiny_context(tmp_path, *SCRATCH, "probe.epochs=40", name=name) for name in ("whole", "broken"))
     probe(whole, "digits")
-    checkpoint: Callable[[], bool] = (broken.experiment.stage("probe", "digits") / "checkpoints/step-00000040").is_dir
-    assert killed_when(lambda: probe(broken, "digits"), checkpoint)
+    checkpoints = broken.experiment.stage("probe", "digits") / "checkpoints"
+    assert killed_when(lambda: probe(broken, "digits"), reached(checkpoints, 40))
     probe(broken, "digits")
     assert results_of(broken) == results_of(whole)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -14,7 +15,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import begun_world, in_world, tiny_context, tiny_recipe, wait_for, world_killed_when
+from tiny import (
+    begun_world,
+    in_world,
+    killed_at_shares,
+    reached,
+    tiny_context,
+    tiny_recipe,
+    wait_for,
+    world_killed_when,
+)
 from torch import nn
 
 from maehpc import files
@@ -152,10 +162,13 @@ def test_four_ranks_killed_at_random_instants_end_bitwise_the_same(
     in_world(4, work(whole, name))
     seconds = time.monotonic() - begun
     chance = random.Random(kind)
-    kills = 0
-    for _ in range(4):
-        until = time.monotonic() + chance.uniform(0.2, 0.8) * seconds
-        kills += world_killed_when(4, work(broken, name), lambda until=until: time.monotonic() >= until)
+
+    def killed(after: float) -> bool:
+        until = time.monotonic() + after
+        return world_killed_when(4, work(broken, name), lambda: time.monotonic() >= until)
+
+    shares = [chance.uniform(0.2, 0.8) for _ in range(4)]
+    kills = killed_at_shares(killed, shares, seconds, lambda: shutil.rmtree(broken.experiment.root))
     assert kills, "no attempt was killed while it worked"
     in_world(4, work(broken, name))
     assert results(broken, name) == results(whole, name)
@@ -211,7 +224,7 @@ def test_three_ranks_killed_after_a_checkpoint_end_bitwise_the_same(tmp_path: Pa
     # The first backward decides where gradients stand among others, and so the rounding of sums of three.
     whole, broken = (tiny_context(tmp_path, name=word) for word in ("whole", "broken"))
     in_world(3, work(whole, "pretrain"))
-    due = (folder_of(broken, "pretrain") / "checkpoints/step-00000008").is_dir
+    due = reached(folder_of(broken, "pretrain") / "checkpoints", 8)
     assert world_killed_when(3, work(broken, "pretrain"), due)
     in_world(3, work(broken, "pretrain"))
     assert results(broken, "pretrain") == results(whole, "pretrain")
@@ -222,8 +235,7 @@ def test_one_rank_killed_ends_the_others_and_nothing_is_lost(tmp_path: Path) -> 
     whole, broken = (tiny_context(tmp_path, "pretrain.epochs=6", name=word) for word in ("whole", "broken"))
     in_world(3, work(whole, "pretrain"))
     pids = begun_world(3, work(broken, "pretrain"))
-    checkpoint = folder_of(broken, "pretrain") / "checkpoints/step-00000008"
-    codes = _killed(pids, pids[1], checkpoint.is_dir)
+    codes = _killed(pids, pids[1], reached(folder_of(broken, "pretrain") / "checkpoints", 8))
     assert codes[1] == -9 and codes[0] == codes[2] == 1
     in_world(3, work(broken, "pretrain"))
     assert results(broken, "pretrain") == results(whole, "pretrain")
@@ -247,8 +259,8 @@ def _killed(pids: list[int], victim: int, due: Callable[[], bool]) -> list[int |
 def test_a_state_loads_on_any_number_of_ranks(before: int, after: int, tmp_path: Path) -> None:
     whole, moved = (tiny_context(tmp_path, "pretrain.epochs=4", name=word) for word in ("whole", "moved"))
     pretrain(whole, "digits")
-    checkpoint = folder_of(moved, "pretrain") / "checkpoints/step-00000012"
-    assert world_killed_when(before, work(moved, "pretrain"), checkpoint.is_dir)
+    due = reached(folder_of(moved, "pretrain") / "checkpoints", 12)
+    assert world_killed_when(before, work(moved, "pretrain"), due)
     in_world(after, work(moved, "pretrain"))
     close(whole, moved, "pretrain", rel=5e-3)
 

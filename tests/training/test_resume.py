@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import killed_after, killed_when, tiny_context
+from tiny import killed_after, killed_at_shares, killed_when, reached, tiny_context
 
 from maehpc.data import prepare
 from maehpc.errors import InputError, RunError
@@ -65,7 +66,12 @@ def test_killed_at_random_instants(kind: str, tmp_path: Path) -> None:
     seconds = time.monotonic() - begun
 
     chance = random.Random(kind)
-    kills = sum(killed_after(lambda: stage(broken, "digits"), chance.uniform(0.05, 0.7) * seconds) for _ in range(6))
+    kills = killed_at_shares(
+        lambda after: killed_after(lambda: stage(broken, "digits"), after),
+        [chance.uniform(0.05, 0.7) for _ in range(6)],
+        seconds,
+        lambda: shutil.rmtree(broken.experiment.root),
+    )
     assert kills, "no attempt was killed while it worked"
     stage(broken, "digits")
     for file in SAME[name]:
@@ -76,7 +82,7 @@ def test_killed_at_random_instants(kind: str, tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_from_its_checkpoint_and_not_from_the_start(tmp_path: Path) -> None:
     context = tiny_context(tmp_path)
     folder = context.experiment.stage("pretrain", "digits")
-    assert killed_when(lambda: pretrain(context, "digits"), lambda: (folder / "checkpoints/step-00000008").is_dir())
+    assert killed_when(lambda: pretrain(context, "digits"), reached(folder / "checkpoints", 8))
     said: list[str] = []
     pretrain(replace(context, progress=Listening(said)), "digits")
     assert said[0].startswith("pretrain digits: resuming after step ")
@@ -87,7 +93,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_and_nothing_else(tmp_path: Path
     whole, broken = (tiny_context(tmp_path, name=word) for word in ("whole", "broken"))
     pretrain(whole, "digits")
     folder = broken.experiment.stage("pretrain", "digits")
-    assert killed_when(lambda: pretrain(broken, "digits"), lambda: (folder / "checkpoints/step-00000008").is_dir())
+    assert killed_when(lambda: pretrain(broken, "digits"), reached(folder / "checkpoints", 8))
     newest = list_checkpoints(folder / "checkpoints")[-1] / "model.safetensors"
     newest.write_bytes(newest.read_bytes()[:-10])
     pretrain(broken, "digits")
