@@ -382,10 +382,12 @@ def _damaged(root: Path, records: Mapping[str, FileRecord], deep: bool = True) -
 def _have_sizes(root: Path, records: Mapping[str, FileRecord]) -> bool:
     """What `damage` would find file by file, at a tenth of its cost: a finished store has a hundred thousand."""
     try:
-        found = ((os.stat(f"{root}/{name}"), record) for name, record in records.items())  # noqa: PTH116
-        return all(status.st_size == record.bytes for status, record in found)
+        for name, record in records.items():
+            if os.stat(f"{root}/{name}").st_size != record.bytes:  # noqa: PTH116
+                return False
     except OSError:
         return False
+    return True
 
 
 def _holds_anything(folder: Path) -> bool:

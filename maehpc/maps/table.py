@@ -38,9 +38,17 @@ def packed(layout: StoreLayout, arrays: Mapping[str, NDArray[Any]]) -> NDArray[A
 
 def unpacked(layout: StoreLayout, tables: Sequence[NDArray[Any]], names: Iterable[str]) -> dict[str, NDArray[Any]]:
     """Some scores by name, [n, *shape] in their own types, from tables [m, columns] that hold n images in all."""
-    found = {}
+    images = sum(map(len, tables))
+    found, parts = {}, []
     for name in names:
         array, columns = layout.arrays[name], layout.columns[name]
-        values = np.concatenate([table[:, columns] for table in tables])
-        found[name] = values.astype(array.dtype, copy=False).reshape(-1, *array.shape)
+        values = np.empty((images, columns.stop - columns.start), array.dtype)
+        found[name] = values.reshape(images, *array.shape)
+        parts.append((values, columns))
+    first = 0
+    for table in tables:  # one after the other, each whole: it stays in the processor's cache meanwhile
+        rows = slice(first, first + len(table))
+        for values, columns in parts:
+            values[rows] = table[:, columns]
+        first = rows.stop
     return found
