@@ -33,7 +33,7 @@ class Troubled:
         with Path(self.book).open("a") as book:
             book.write(f"{shard.number} {os.getpid()} {again} {time.monotonic()}\n")
         if shard.number in self.deadly:
-            time.sleep(0.3)  # until the word about the shard before has gone out
+            time.sleep(1.0)  # until the word about the shard before has gone out
             ctypes.string_at(0)  # in this very thread; a signal sent might end it too late
         if shard.number in self.hanging and not begun_before(Path(self.book), shard.number):
             os.kill(os.getpid(), signal.SIGSTOP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def test_a_worker_that_hangs_is_killed_and_its_shard_computed_by_another(tmp_pat
     ended = pool.run(watchdog=Watchdog(least_s=3.0))
     assert not ended.quarantined and not ended.unfinished and pool.done() == Counter(range(12))
     (left,) = pool.of(Left)
-    assert "it said nothing for" in left.reason and "such shards take 0.2" in left.reason
+    assert "it said nothing for" in left.reason and re.search(r"such shards take [\d.]+ s", left.reason)
     assert pool.begun()[4] == 2
 
 
@@ -245,9 +246,7 @@ def test_who_has_no_token_gets_nothing() -> None:
     with cluster(1):
         import ray
 
-        (dashboard,) = [
-            one for one in psutil.Process().children(recursive=True) if "dashboard.py" in str(one.cmdline())
-        ]
+        (dashboard,) = [one for one in psutil.Process().children(recursive=True) if "dashboard.py" in str(one.cmdline())]
         ours = [dashboard, *dashboard.children(recursive=True)]
         assert not [place for one in ours for place in listened(one)]
         everywhere = {place for one in psutil.Process().children(recursive=True) for place in listened(one)}
@@ -283,6 +282,8 @@ def test_a_cluster_without_hosts_is_given_up(tmp_path: Path, monkeypatch: pytest
 
 def test_marks_are_found_in_children_alone() -> None:
     with subprocess.Popen(["sleep", "60"], env={**os.environ, "MAEHPC_POOL": "a-mark-of-its-own"}) as sleeping:
+        while not Path(f"/proc/{sleeping.pid}/environ").read_bytes():  # it is there a moment before its environment
+            time.sleep(0.01)
         assert list(marked("a-mark-of-its-own")) == [sleeping.pid]
         assert list(marked("another")) == []
         sleeping.kill()

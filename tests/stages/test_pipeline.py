@@ -19,7 +19,7 @@ import torch
 import xarray
 import zarr
 from safetensors.numpy import load_file
-from tiny import in_child, killed_after, killed_when, tiny_context, tiny_recipe
+from tiny import in_child, killed_after, killed_at_shares, killed_when, tiny_context, tiny_recipe
 from zarr_stores import arrays_of_store
 
 from maehpc import files, maps
@@ -235,8 +235,13 @@ def test_a_pipeline_killed_at_random_instants_ends_byte_identical(finished: Cont
     seconds = time.monotonic() - begun
     broken = tiny_context(tmp_path, name="broken")
     chance = random.Random(0)
-    kills = sum(killed_after(lambda: pipeline(broken), chance.uniform(0.05, 0.5) * seconds) for _ in range(8))
-    assert kills >= 2
+    kills = killed_at_shares(
+        lambda after: killed_after(lambda: pipeline(broken), after),
+        [chance.uniform(0.05, 0.5) for _ in range(8)],
+        seconds,
+        lambda: shutil.rmtree(broken.experiment.root),
+    )
+    assert kills
     pipeline(broken)
     same_results(finished, broken)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import begun_world, in_world, tiny_context, wait_for, world_killed_when
+from tiny import begun_world, in_world, reached, tiny_context, wait_for, world_killed_when
 
 from maehpc.errors import InputError, RunError
 from maehpc.ownership import own
@@ -50,11 +50,9 @@ def test_stages_of_two_ranks_killed_one_after_the_other_are_whole_in_the_end(tmp
         return rank
 
     in_world(2, work(whole))
-    for due in (
-        "pretrain/digits/checkpoints/step-00000004",
-        "finetune/digits/checkpoints/step-00000002",
-    ):
-        assert world_killed_when(2, work(broken), (broken.experiment.root / due).exists), due
+    for stage, step in (("pretrain", 4), ("finetune", 2)):
+        due = reached(broken.experiment.root / stage / "digits" / "checkpoints", step)
+        assert world_killed_when(2, work(broken), due), stage
     in_world(2, work(broken))
     for stage in ("pretrain", "finetune"):
         for name in ("done.json", "metrics.jsonl", "stage.json"):
