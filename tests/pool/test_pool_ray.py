@@ -246,7 +246,9 @@ def test_who_has_no_token_gets_nothing() -> None:
     with cluster(1):
         import ray
 
-        (dashboard,) = [one for one in psutil.Process().children(recursive=True) if "dashboard.py" in str(one.cmdline())]
+        (dashboard,) = [
+            one for one in psutil.Process().children(recursive=True) if "dashboard.py" in str(one.cmdline())
+        ]
         ours = [dashboard, *dashboard.children(recursive=True)]
         assert not [place for one in ours for place in listened(one)]
         everywhere = {place for one in psutil.Process().children(recursive=True) for place in listened(one)}
