@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -187,16 +187,17 @@ class Study:
                     environment = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
                 except OSError:
                     continue
-                if "maehpc.launch.worker" in words and wanted <= set(environment):
+                # srun, too, has those words and variables: of the batch step, whose task is number 0.
+                if "maehpc.launch.worker" in words and Path(words[0]).name != "srun" and wanted <= set(environment):
                     return int(pid)
         raise AssertionError(f"rank {rank} of job {self.job_id} is not there\n{self.told()}")
 
     def at_work(self) -> bool:
         """Whether a rank of the newest submission lives."""
-        try:
-            return bool(self.rank_pid(0) or self.rank_pid(1))
-        except AssertionError:
-            return False
+        for rank in (0, 1):
+            with suppress(AssertionError):
+                return bool(self.rank_pid(rank))
+        return False
 
     def kill(self, rank: int, number: signal.Signals = signal.SIGKILL) -> None:
         """Sends a signal to one rank."""

@@ -49,6 +49,10 @@ _UNKILLABLE_S = 30.0
 """Seconds that a killed process may take to go; one that waits for a file system that hangs takes for ever."""
 _GRACE_S = 1.0
 """Seconds that Ray's processes have to end by themselves."""
+_GIVEN = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""First and last port that the kernel gives to who asks for any, of either version of IP."""
+_LEAST_PORT = 20_000
+"""Of those tried: programs with a port of their own mostly have a lower one."""
 DASHBOARD_HOST = "127.0.0.1"
 """Where Ray's dashboard listens, if asked: on the head's host alone."""
 _TITLES = (b"ray::", b"ray-dashboard-")
@@ -149,8 +153,17 @@ def write_token(folder: Path, text: str | None = None) -> Path:
     return path
 
 
+def _ports(tried: int = 20) -> Iterator[int]:
+    """Ports to try: some below those that the kernel gives to connections and to who asks for any; then any."""
+    with suppress(OSError, ValueError, IndexError):
+        first_given = int(_GIVEN.read_text().split()[0])
+        below = range(_LEAST_PORT, first_given)
+        yield from secrets.SystemRandom().sample(below, min(tried, len(below)))
+    yield 0
+
+
 def free_port(address: str) -> int:
-    """A port of this host that nobody listens on at the moment.
+    """A port of this host that nobody listens on, and that the kernel gives nobody before Ray has come up.
 
     Raises:
         RunError: this host does not reach itself there.
@@ -158,7 +171,13 @@ def free_port(address: str) -> int:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family) as found, socket.socket(family) as caller:
-            found.bind((address, 0))
+            for port in _ports():
+                try:
+                    found.bind((address, port))
+                    break
+                except OSError:  # somebody listens there
+                    if not port:
+                        raise
             found.listen()
             caller.settimeout(REACHED_WITHIN_S)
             caller.connect(found.getsockname())  # Ray would wait for minutes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,9 @@ from cluster_jobs import Study
 
 
 @pytest.fixture(scope="session")
-def place(mini: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def place(mini: Any) -> Iterator[Path]:
     """A folder that all hosts see."""
-    folder = Path(mini.shared) / tmp_path_factory.mktemp("faults").name
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="faults-", dir=mini.shared))
     before = set(_clusters())
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

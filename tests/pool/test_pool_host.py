@@ -1,14 +1,16 @@
-"""Where Ray's files go on a host."""
+"""Where Ray's files go on a host, and which ports it is given."""
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from maehpc.errors import RunError
-from maehpc.pool.host import LONGEST_FOLDER, short_folder
+from maehpc.pool import host
+from maehpc.pool.host import LONGEST_FOLDER, free_port, short_folder
 
 
 @pytest.mark.parametrize("root", ["é", "x" * LONGEST_FOLDER, "absent", "a file"])
@@ -38,3 +40,21 @@ def test_no_place_at_all_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("maehpc.pool.host.ROOM_BYTES", 1 << 60)
     with pytest.raises(RunError, match="neither TMPDIR nor /tmp nor /dev/shm"):
         short_folder()
+
+
+def test_a_free_port_is_none_that_the_kernel_gives_to_others() -> None:
+    first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found = [free_port("127.0.0.1") for _ in range(30)]
+    assert all(20_000 <= port < first_given for port in found) and len(set(found)) > 20
+
+
+def test_ports_that_somebody_has_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = taken.getsockname()[1]
+        monkeypatch.setattr(host, "_ports", lambda: iter([number, number, 0]))
+        assert free_port("127.0.0.1") not in (0, number)
+    monkeypatch.setattr(host, "_ports", lambda: iter([number, 0]))
+    with pytest.raises(RunError, match=r"does not reach itself at 192\.0\.2\.1"):
+        free_port("192.0.2.1")

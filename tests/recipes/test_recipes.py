@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -142,15 +143,16 @@ def test_a_wrong_value_is_told_with_the_place_it_is_from(tmp_path: Path) -> None
     file = tmp_path / "mine.yaml"
     file.write_text("finetune: {epochs: -1}\nexplain: {batch_size: 0}\n")
     typed = {"explain": {"methods": ("voodoo",)}}
-    for expected, words in {
+    wrong: dict[str, dict[str, Any]] = {
         "--set: explain.methods: ": {"overrides": ["explain.methods=saliency"]},
         "--set: explain.batch_size: ": {"overrides": ["explain.batch_size=-3"]},
         "--set: there is no setting finetune.lr;": {"overrides": ["lr=-1"], "stage": "finetune"},
         "the command line: explain.methods: ": {"settings": typed},
         f"recipe {file}: finetune.epochs: ": {"name": str(file)},
-    }.items():
+    }
+    for expected, words in wrong.items():
         with pytest.raises(InputError) as refused:
-            load_recipe(**words)  # type: ignore[arg-type]
+            load_recipe(**words)
         assert str(refused.value).startswith(expected)
 
 

@@ -10,7 +10,7 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,9 +139,10 @@ def test_a_pool_tells_what_its_log_and_the_ledger_hold(
             taken_in(event)
             between.append(scrape())
             for child in psutil.Process().children(recursive=True) if len(between) > 3 and not killed else ():
-                if not killed and child.name() == "ray::Actor":  # and none that is still beginning
-                    os.kill(child.pid, signal.SIGKILL)
-                    killed.append(child.pid)
+                with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                    if not killed and child.name() == "ray::Actor":  # and none that is still beginning
+                        os.kill(child.pid, signal.SIGKILL)
+                        killed.append(child.pid)
 
         monkeypatch.setattr(metrics, "heard", heard_of)
         over = threading.Event()
