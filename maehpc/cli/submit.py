@@ -228,7 +228,8 @@ def _after(words: tuple[str, ...], results: Path, kind: str) -> tuple[list[JobFo
 
 def _show(request: Request, as_json: bool) -> None:
     """What would be submitted, and what it would cost."""
-    from maehpc.launch.estimate import estimate, hardware_for
+    from maehpc.launch.estimate import estimate
+    from maehpc.launch.hardware import hardware_for
     from maehpc.launch.plan import REPORT, chain_of, hosts_of, pools, preview, ranks_of
 
     jobs = preview(request)

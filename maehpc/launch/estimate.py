@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import re
 import statistics
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from maehpc import files
@@ -23,7 +20,7 @@ from maehpc.catalogue import SplitName, catalogue, dataset_name
 from maehpc.experiment import Experiment
 from maehpc.launch import flops, footprint
 from maehpc.launch.flops import Vit
-from maehpc.launch.profile import LocalProfile, Profile, SlurmProfile
+from maehpc.launch.hardware import ASSUMED_GPU, RANK_HOURS, UTILISATION, Hardware, gpu
 from maehpc.progress import human_bytes
 from maehpc.recipes.settings import ExplainSettings, Recipe
 
@@ -32,92 +29,8 @@ Counts = dict[SplitName, int]
 SOME_CLASSES = 10
 """Where the number of classes is not known; it decides little."""
 
-UTILISATION = {"fp32": 0.5, "tf32": 0.35, "bf16": 0.35, "fp16": 0.35}
-"""Share of a GPU's peak that training is taken to reach; larger encoders come closer to it than small ones."""
-
-CORE_FLOPS = 50e9
-"""Operations a second that one CPU core is taken to sustain in float32."""
-
-RANK_HOURS = "rank-hours"
-"""What an hour of some CPU cores is called."""
-
 LAST_RECORDS = 10
 """Epochs of a log that a measured speed is the median of."""
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What one rank computes on.
-
-    Attributes:
-        name: for people.
-        unit: what an hour of it is called.
-        sustained: operations a second by precision.
-        basis: where `sustained` comes from, in words.
-    """
-
-    name: str
-    unit: str
-    sustained: dict[str, float]
-    basis: str
-
-
-_PEAKS = {
-    "gh200": ("NVIDIA GH200", 67, 989),
-    "h200": ("NVIDIA H200", 67, 989),
-    "h100": ("NVIDIA H100", 67, 989),
-    "a100": ("NVIDIA A100", 19.5, 312),
-    "a40": ("NVIDIA A40", 37.4, 149.7),
-    "a30": ("NVIDIA A30", 10.3, 165),
-    "l40s": ("NVIDIA L40S", 91.6, 362),
-    "l4": ("NVIDIA L4", 30.3, 121),
-    "v100": ("NVIDIA V100", 15.7, 15.7),
-    "t4": ("NVIDIA T4", 8.1, 8.1),
-}
-"""Peaks in Tflop/s, float32 outside tensor cores and dense bfloat16, from data sheets. float16 is as fast as bfloat16,
-and TF32 half as fast where there is any."""
-
-ASSUMED_GPU = "a100"
-
-
-def _gpu(key: str) -> Hardware:
-    name, single, half = _PEAKS[key]
-    tera = {"fp32": single, "tf32": max(single, half / 2), "bf16": half, "fp16": half}
-    peaks = {precision: peak * 1e12 for precision, peak in tera.items()}
-    sustained = {precision: peak * UTILISATION[precision] for precision, peak in peaks.items()}
-    return Hardware(name, "GPU-hours", sustained, "of its peak")
-
-
-def hardware_of(text: str) -> Hardware | None:
-    """The GPU that a text names (`gpu:a100:4`, `h100&ib`), if it is a known one."""
-    words = "".join(character if character.isalnum() else " " for character in text.lower()).split()
-    for key in _PEAKS:
-        if any(re.fullmatch(rf"(nvidia)?{key}([a-z]\w*)?", word) for word in words):
-            return _gpu(key)
-    return None
-
-
-def cpu_cores(count: int) -> Hardware:
-    """A rank on so many cores."""
-    sustained = dict.fromkeys(UTILISATION, CORE_FLOPS * count)
-    name = f"{count} CPU core{'s' if count > 1 else ''}"
-    return Hardware(name, RANK_HOURS, sustained, f"{CORE_FLOPS / 1e9:g} Gflop/s a core")
-
-
-def hardware_for(profile: Profile) -> Hardware | None:
-    """What a rank of a profile computes on; None where it is a GPU that nothing names."""
-    if profile.gpu_teraflops is not None:
-        sustained = {precision: profile.gpu_teraflops * 1e12 * share for precision, share in UTILISATION.items()}
-        return Hardware(f"a GPU of {profile.gpu_teraflops:g} Tflop/s", "GPU-hours", sustained, "of its peak")
-    if isinstance(profile, SlurmProfile):
-        if not profile.gpus_per_node or profile.device == "cpu":
-            return cpu_cores(profile.threads or profile.cpus_per_task or 1)
-        words = (profile.gpu_type, profile.constraint, profile.partition)
-        return next((found for word in words if word and (found := hardware_of(word))), None)
-    ranks = profile.tasks if isinstance(profile, LocalProfile) else 1
-    if profile.device == "cpu" or not Path("/dev/nvidia0").exists():
-        return cpu_cores(profile.threads or max(1, len(os.sched_getaffinity(0)) // ranks))
-    return None
 
 
 @dataclass(frozen=True)
@@ -293,7 +206,7 @@ def estimate(
     Raises:
         InputError: a data set of the catalogue does not exist at the size that the recipe reads.
     """
-    device = hardware or _gpu(ASSUMED_GPU)
+    device = hardware or gpu(ASSUMED_GPU)
     pool_hosts = pool_hosts if "explain" in stages else None
     if pool_hosts is not None and set(stages) == {"explain"} and device.unit == RANK_HOURS:
         device = replace(device, unit="worker-hours")

@@ -25,8 +25,9 @@ from maehpc.explain.methods import Method, method_class
 from maehpc.explain.metrics.base import Metric
 from maehpc.explain.metrics.registry import metric_class
 from maehpc.launch import flops, footprint
-from maehpc.launch.estimate import Cost, _computed, cpu_cores, estimate, hardware_for, hardware_of, human_bytes
+from maehpc.launch.estimate import Cost, _computed, estimate, human_bytes
 from maehpc.launch.flops import Vit
+from maehpc.launch.hardware import cpu_cores, hardware_for, hardware_of
 from maehpc.launch.profile import parse_profile
 from maehpc.maps import StoreLayout
 from maehpc.models import MaskedAutoencoder, build_classifier, build_encoder
