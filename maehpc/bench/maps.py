@@ -279,6 +279,7 @@ def aggregate_part(root: Path, arrays: Arrays, load: Load) -> tuple[Part, dict[s
     records = sorted((root / "scores-ledger").glob("shard-*"))
     paths = [*records, *(store.path / layout.shard_file(scores[0], shard) for shard in range(count))]
     place = root / "gathered"
+    os.sync()  # what earlier parts wrote is not to be written meanwhile
     raw: dict[str, list[float]] = {"cold": [], "cached": []}
     ours: dict[str, list[float]] = {"cold": [], "cached": []}
     again = []

@@ -221,7 +221,10 @@ def _brought_up_to_date(
             runs += [_rows(old, one) for one in images]
         else:
             tables = [part.table for part in run.values() if part.table is not None]
-            runs.append({IMAGE: np.concatenate(images), **unpacked(store.layout, tables, names)})
+            indices = np.concatenate(
+                [np.arange(one.start, one.stop) for one in images]
+            )  # of a range NumPy asks each number
+            runs.append({IMAGE: indices, **unpacked(store.layout, tables, names)})
     arrays = runs[0]
     if len(runs) > 1:
         arrays = {name: np.concatenate([run[name] for run in runs]) for name in [IMAGE, *names]}
